@@ -1,0 +1,88 @@
+"""Attention, once for both panels: self or cross, grouped heads, rotary, optional normalisation of queries and keys."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.core.norms import RMSNorm
+from diptych.core.positions import apply_rotary
+
+Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v (Vaswani et al. 2017, eq. 1) with `num_kv_heads` shared keys and values
+    (Ainslie et al. 2023).
+
+    Args:
+        width: of the input and the output.
+        num_heads: of the queries; a multiple of num_kv_heads.
+        num_kv_heads: of keys and values; num_heads when None.
+        head_dim: width / num_heads when None.
+        context_width: width of what is looked at in cross-attention; None is self-attention.
+        has_qk_norm: RMS-normalise each query and key head before the rotation (Henry et al. 2020).
+        has_bias: biases on all four projections.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        context_width: int | None = None,
+        has_qk_norm: bool = False,
+        has_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if head_dim is None and width % num_heads:
+            raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads}) unless head_dim is given")
+        self.head_dim = width // num_heads if head_dim is None else head_dim
+        source = width if context_width is None else context_width
+        self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_bias)
+        self.key_value = nn.Linear(source, 2 * self.num_kv_heads * self.head_dim, bias=has_bias)
+        self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_bias)
+        self.query_norm = RMSNorm(self.head_dim) if has_qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim) if has_qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        context: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        store: Store | None = None,
+    ) -> Tensor:
+        """Look from x at the context (at x itself when None).
+
+        Args:
+            x: (B, T, width).
+            context: (B, S, context_width).
+            rotary: cos and sin from `positions.rotary`, for queries and keys alike (self-attention).
+            mask: bool, broadcast to (B, 1, T, S); True may be looked at. Excludes is_causal.
+            store: takes this call's keys and values (B, num_kv_heads, T, head_dim), returns all that may be looked at.
+
+        Returns:
+            (B, T, width).
+        """
+        source = x if context is None else context
+        q = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k, v = self.key_value(source).unflatten(-1, (2 * self.num_kv_heads, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if rotary is not None:
+            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        if store is not None:
+            k, v = store(k, v)
+        seen = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, enable_gqa=self.num_kv_heads != self.num_heads
+        )
+        return self.output(seen.transpose(1, 2).flatten(2))

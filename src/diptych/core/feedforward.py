@@ -1,0 +1,33 @@
+"""The feed-forward half of a transformer block: widen, bend, narrow."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.core.spelling import unknown
+
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)) when gated (Shazeer 2020, "GLU variants"), down(act(up(x))) when not.
+
+    Gate and up are one matrix, `up`, whose first half is the gate: one product instead of two.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, *, activation: str = "silu", is_gated: bool = True, has_bias: bool = False
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
+        self.activation = activation
+        self.is_gated = is_gated
+        self.up = nn.Linear(width, hidden * (2 if is_gated else 1), bias=has_bias)
+        self.down = nn.Linear(hidden, width, bias=has_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activate = ACTIVATIONS[self.activation]
+        if not self.is_gated:
+            return self.down(activate(self.up(x)))
+        gate, up = self.up(x).chunk(2, dim=-1)
+        return self.down(activate(gate) * up)

@@ -1,0 +1,129 @@
+"""Checkpoints: a directory with `config.json`, `model.safetensors`, `tokenizer.json` and a model card. Never a pickle.
+
+Past `SHARD_BYTES` the weights lie in `model-00001-of-0000N.safetensors` with `model.safetensors.index.json` beside
+them, the layout that the field's other tools read and write.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diptych.core.files import atomic_directory
+from diptych.core.tokenizer import Tokenizer
+
+SHARD_BYTES = 5_000_000_000
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def save(
+    directory: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    tokenizer: Tokenizer | None = None,
+    card: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a whole checkpoint directory at once: the old one stays until the new one is complete."""
+    with atomic_directory(directory) as temporary:
+        (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+        shards = _shards(tensors, shard_bytes)
+        if len(shards) == 1:
+            save_file(shards[0], temporary / WEIGHTS)
+        else:
+            names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+            for name, shard in zip(names, shards, strict=True):
+                save_file(shard, temporary / name)
+            where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            index = {"metadata": {"total_size": size}, "weight_map": where}
+            (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer.save(temporary / "tokenizer.json")
+        if card is not None:
+            (temporary / "README.md").write_text(card)
+
+
+def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor.detach().contiguous().cpu()
+        room -= tensor.nbytes
+    return shards
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"'{directory}' is not a checkpoint: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, not {type(config).__name__}")
+    return config
+
+
+def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint one at a time, each read from disk only when asked for.
+
+    Raises:
+        ValueError: a missing, truncated or foreign file, named in one line.
+    """
+    directory = Path(directory)
+    if (directory / INDEX).is_file():
+        files = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+    else:
+        files = [WEIGHTS]
+    for name in files:
+        path = directory / name
+        if Path(name).name != name or not path.is_file():
+            raise ValueError(f"'{directory}' is not a whole checkpoint: {name} is missing")
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - a safe_open is not a dict
+                    yield key, opened.get_tensor(key)
+        except SafetensorError as error:
+            raise ValueError(f"'{path}' is damaged or not a safetensors file: {error}") from error
+
+
+def read_tensors(directory: str | Path) -> dict[str, Tensor]:
+    return dict(iterate_tensors(directory))
+
+
+def load_into(module: nn.Module, directory: str | Path, prefix: str = "") -> None:
+    """Fill `module` with the checkpoint's tensors whose names start with `prefix`, and check that all fit.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, left over or of another shape.
+    """
+    wanted = module.state_dict()
+    missing = set(wanted)
+    for key, tensor in iterate_tensors(directory):
+        if not key.startswith(prefix):
+            continue
+        name = key.removeprefix(prefix)
+        if name not in wanted:
+            raise ValueError(f"'{directory}' does not fit its config.json: it has '{key}', which the model has not")
+        if wanted[name].shape != tensor.shape:
+            raise ValueError(
+                f"'{directory}' does not fit its config.json: '{key}' is {tuple(tensor.shape)}, "
+                f"the model needs {tuple(wanted[name].shape)}"
+            )
+        with torch.no_grad():
+            wanted[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise ValueError(f"'{directory}' does not fit its config.json: it lacks '{prefix}{min(missing)}'")

@@ -1,0 +1,1 @@
+"""Data: corpora, captioned scenes, packing."""

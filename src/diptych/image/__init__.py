@@ -1,0 +1,1 @@
+"""The image panel: a network predicts the noise in a picture; it is removed, and so on."""

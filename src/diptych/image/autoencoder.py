@@ -1,0 +1,142 @@
+"""The autoencoder: a picture to a small latent picture and back, so that the denoiser works on 24 times fewer numbers.
+
+Convolutional, with a Gaussian bottleneck held near a standard normal by a light KL term (Kingma & Welling 2014; as in
+latent diffusion, Rombach et al. 2022, sec. 3.1). The first downsampling folds 2 x 2 pixels into channels, which costs
+nothing and keeps every number.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.core.spelling import unknown
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Args:
+    channels: of the picture, 3 for RGB.
+    latent_channels: of the latent picture.
+    widths: channels at 1/2, 1/4, ... of the picture's size; the last is the latent's own resolution.
+    encoder_blocks, decoder_blocks: residual blocks at each resolution.
+    """
+
+    channels: int = 3
+    latent_channels: int = 8
+    widths: tuple[int, ...] = (48, 96, 192)
+    encoder_blocks: int = 1
+    decoder_blocks: int = 2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AutoencoderConfig":
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown("autoencoder setting", key, known)
+        config = cls(**{**values, "widths": tuple(values.get("widths", cls.widths))})
+        if not config.widths or any(width < 8 or width % 8 for width in config.widths):
+            raise ValueError(f"autoencoder widths must be multiples of 8, not {list(config.widths)}")
+        if min(config.channels, config.latent_channels, config.encoder_blocks, config.decoder_blocks) < 1:
+            raise ValueError("autoencoder channels and blocks must be at least 1")
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "widths": list(self.widths)}
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of the picture for one of the latent, along a side."""
+        return 2 ** len(self.widths)
+
+
+class Block(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), the last convolution starting at zero so that a block starts as nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(config.channels * 4, config.widths[0], 3, padding=1)]
+        for level, width in enumerate(config.widths):
+            if level > 0:
+                layers.append(nn.Conv2d(config.widths[level - 1], width, 3, stride=2, padding=1))
+            layers += [Block(width) for _ in range(config.encoder_blocks)]
+        layers += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)]
+        for level, width in enumerate(widths):
+            if level > 0:
+                layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(widths[level - 1], width, 3, padding=1)]
+            layers += [Block(width) for _ in range(config.decoder_blocks)]
+        last = nn.Conv2d(width, config.channels * 4, 3, padding=1)
+        layers += [nn.GroupNorm(8, width), nn.SiLU(), last, nn.PixelShuffle(2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+class Autoencoder(nn.Module):
+    """Pictures (B, 3, H, W) in -1..1 to latents (B, latent_channels, H/d, W/d) and back, d = config.downsampling.
+
+    `shift` and `scale` (one number a latent channel, measured on training pictures by `measure`) bring the latents to
+    mean 0 and standard deviation 1, which is what the noise schedule assumes of what it noises.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.register_buffer("shift", torch.zeros(config.latent_channels))
+        self.register_buffer("scale", torch.ones(config.latent_channels))
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent's Gaussian, float32, before shift and scale."""
+        mean, log_variance = self.encoder(x).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(-20, 10)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The latent's mean, normalised: (B, C, h, w), float32."""
+        mean, _ = self.moments(x)
+        return (mean - self.shift.float()[:, None, None]) / self.scale.float()[:, None, None]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The picture of a normalised latent, in about -1..1, float32."""
+        weight = next(self.decoder.parameters())
+        raw = z.float() * self.scale.float()[:, None, None] + self.shift.float()[:, None, None]
+        return self.decoder(raw.to(weight.dtype)).float()
+
+    @torch.no_grad()
+    def measure(self, pictures: Tensor) -> None:
+        """Set shift and scale from a sample of training pictures (N, 3, H, W)."""
+        mean, _ = self.moments(pictures)
+        self.shift.copy_(mean.mean((0, 2, 3)))
+        self.scale.copy_(mean.std((0, 2, 3)))

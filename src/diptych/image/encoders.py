@@ -1,0 +1,93 @@
+"""The text encoder: a prompt to one vector a token, which the denoiser looks at through cross-attention.
+
+A small transformer that sees the whole prompt at once (no causal mask), trained together with the denoiser.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.attention import Attention
+from diptych.core.feedforward import FeedForward
+from diptych.core.norms import RMSNorm
+from diptych.core.positions import rotary
+from diptych.core.spelling import unknown
+from diptych.core.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Args: length: tokens that a prompt may have, the begin and the end among them."""
+
+    vocab_size: int = 512
+    width: int = 256
+    num_layers: int = 3
+    num_heads: int = 4
+    length: int = 48
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown("text encoder setting", key, known)
+        config = cls(**values)
+        if min(asdict(config).values()) < 1 or config.width % (2 * config.num_heads) or config.length < 3:
+            raise ValueError("text encoder sizes must be positive, width a multiple of 2 x num_heads, length at least 3")
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config.width, config.num_heads)
+        self.feedforward_norm = RMSNorm(config.width)
+        self.feedforward = FeedForward(config.width, config.width * 8 // 3)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary=angles, mask=mask)
+        return x + self.feedforward(self.feedforward_norm(x))
+
+
+class TextEncoder(nn.Module):
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens (B, length) int64, mask (B, length) bool, True where there is a token -> (B, length, width)."""
+        x = self.embedding(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        angles = rotary(positions, self.config.width // self.config.num_heads)
+        for block in self.blocks:
+            x = block(x, angles, mask[:, None, None, :])
+        return self.norm(x)
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of prompts, each (B, length), padded with the end token; prompts are read in lower case.
+
+    An empty prompt is begin and end alone: what caption dropout trains, and what guidance moves away from.
+
+    Raises:
+        ValueError: a prompt with too many tokens.
+    """
+    tokens = torch.full((len(prompts), length), tokenizer.end, dtype=torch.long)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids = [tokenizer.begin, *tokenizer.encode(prompt.strip().lower()), tokenizer.end]
+        if len(ids) > length:
+            raise ValueError(f"the prompt is too long: {len(ids) - 2} tokens, at most {length - 2}: '{prompt[:40]}...'")
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = True
+    return tokens, mask

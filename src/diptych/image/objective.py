@@ -1,0 +1,34 @@
+"""What training minimises on the image side: the autoencoder's loss and the denoiser's."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.image.autoencoder import Autoencoder
+
+
+def autoencoder_loss(
+    model: Autoencoder, pictures: Tensor, noise: Tensor, *, edge_weight: float, kl_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Absolute error of the pixels and of their differences (edges), plus the KL to a standard normal.
+
+    Args:
+        pictures: (B, 3, H, W), float32, -1..1.
+        noise: (B, latent_channels, H/d, W/d), standard normal: the draw of the reparametrised latent (Kingma & Welling
+            2014, eq. 10).
+    """
+    mean, log_variance = model.moments(pictures)
+    latent = mean + (log_variance / 2).exp() * noise
+    painted = model.decoder(latent).float()
+    error = painted - pictures
+    pixels = error.abs().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+    loss = pixels + edge_weight * edges + kl_weight * divergence
+    psnr = 10 * torch.log10(4 / error.square().mean())
+    return loss, {"pixels": pixels.item(), "kl": divergence.item(), "psnr": psnr.item()}
+
+
+def peak_signal_to_noise(painted: Tensor, pictures: Tensor) -> Tensor:
+    """PSNR in dB of each picture, for values in -1..1 (peak to peak 2): (B,)."""
+    return 10 * torch.log10(4 / F.mse_loss(painted.float(), pictures.float(), reduction="none").mean((1, 2, 3)))

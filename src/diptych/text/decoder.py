@@ -1,0 +1,209 @@
+"""The decoder: a transformer that reads tokens and says how likely each token of the vocabulary is to come next.
+
+Pre-norm blocks of attention and feed-forward (Touvron et al. 2023): RMS norms, rotary positions, gated SiLU, norms of
+queries and keys, one matrix for reading and predicting tokens. Every one of these is a switch of `DecoderConfig`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.core.attention import Attention, Store
+from diptych.core.feedforward import ACTIVATIONS, FeedForward
+from diptych.core.norms import NORMS
+from diptych.core.positions import rotary
+from diptych.core.spelling import unknown
+
+INITIAL_DEVIATION = 0.02
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder.
+
+    Args:
+        hidden: width of the feed-forward half.
+        context: the most tokens that attention spans in training and generation.
+        dropout: share of the embedding and of each residual branch dropped while training.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden: int
+    context: int
+    rope_theta: float = 10000.0
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    is_gated: bool = True
+    activation: str = "silu"
+    has_qk_norm: bool = True
+    ties_embeddings: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field.name} must be a whole number >= 1, not {value!r}")
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be true or false, not {value!r}")
+            if field.type is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{field.name} must be a number, not {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, not {self.head_dim}: rotary positions turn pairs")
+        if self.norm not in NORMS:
+            raise unknown("norm", str(self.norm), NORMS)
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", str(self.activation), ACTIVATIONS)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a number >= 0 and < 1, not {self.dropout}")
+        for name in ("rope_theta", "norm_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be a finite number > 0, not {getattr(self, name)}")
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> Self:
+        """Raises: ValueError for a key that is not known, is missing, or has an impossible value."""
+        known = [field.name for field in fields(cls)]
+        for key in entries:
+            if key not in known:
+                raise unknown("decoder setting", str(key), known)
+        required = known[: known.index("rope_theta")]
+        missing = [key for key in required if key not in entries]
+        if missing:
+            raise ValueError(f"decoder settings lack {', '.join(missing)}")
+        return cls(**entries)
+
+    @classmethod
+    def from_depth(cls, depth: int, vocab_size: int, context: int, **overrides: Any) -> Self:
+        """One dial: width 40 a layer (rounded up to heads of 64), feed-forward three times as wide.
+
+        Depth 8 with 4,096 tokens is a model of 12 M parameters.
+        """
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"depth must be a whole number >= 1, not {depth!r}")
+        width = math.ceil(40 * depth / 64) * 64
+        sizes = {
+            "vocab_size": vocab_size,
+            "width": width,
+            "num_layers": depth,
+            "num_heads": width // 64,
+            "num_kv_heads": width // 64,
+            "head_dim": 64,
+            "hidden": 3 * width,
+            "context": context,
+        }
+        return cls.from_dict(sizes | overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Cache(Protocol):
+    """Keeps the keys and values of tokens already read (see `text.cache`)."""
+
+    def store(self, layer: int) -> Store:
+        """What the attention of `layer` hands its new keys and values to, and gets all of them from."""
+        ...
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = NORMS[config.norm](config.width, config.norm_eps)
+        self.attention = Attention(
+            config.width,
+            config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            has_qk_norm=config.has_qk_norm,
+        )
+        self.feed_forward_norm = NORMS[config.norm](config.width, config.norm_eps)
+        self.feed_forward = FeedForward(
+            config.width, config.hidden, activation=config.activation, is_gated=config.is_gated
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, is_causal: bool, store: Store | None
+    ) -> Tensor:
+        seen = self.attention(self.attention_norm(x), rotary=turn, mask=mask, is_causal=is_causal, store=store)
+        x = x + self.dropout(seen)  # (B, T, C)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
+
+
+class Decoder(nn.Module):
+    """Tokens -> logits of the next token."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = NORMS[config.norm](config.width, config.norm_eps)
+        self.head = None if config.ties_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Normal weights of deviation 0.02; what ends a residual branch is smaller by sqrt(2 num_layers), so that the
+        sum over layers keeps its size (Radford et al. 2019, section 2.3)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            is_branch_end = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+            scale = 1 / math.sqrt(2 * self.config.num_layers) if is_branch_end else 1.0
+            nn.init.normal_(parameter, std=INITIAL_DEVIATION * scale)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        is_causal: bool = True,
+        cache: Cache | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """Logits for what follows each token.
+
+        Args:
+            tokens: (B, T), int64.
+            positions: (B, T), place of each token in its document; 0, 1, 2, ... when None.
+            mask: bool (B, 1, T, S), True where a token may look; replaces is_causal.
+            is_causal: each token sees itself and those before it, when there is no mask.
+            cache: gets the new keys and values and gives back all S of them; needs positions and mask.
+            places: (B,), int64: only the logits at this place of each row are wanted.
+
+        Returns:
+            (B, T, vocab_size), float32; (B, 1, vocab_size) with places.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        turn = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        x = self.dropout(self.embedding(tokens))  # (B, T, C)
+        for index, block in enumerate(self.blocks):
+            x = block(x, turn, mask, is_causal, None if cache is None else cache.store(index))
+        if places is not None:
+            x = x[torch.arange(len(x), device=x.device), places][:, None]
+        head = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(x), head).float()

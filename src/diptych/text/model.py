@@ -1,0 +1,119 @@
+"""A text model: a decoder and its tokenizer, loaded from a checkpoint, ready to write and to judge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+from diptych.core import weights
+from diptych.core.generation import Generation
+from diptych.core.precision import choose
+from diptych.core.randomness import check_seed
+from diptych.core.tokenizer import Tokenizer
+from diptych.text.decoder import Decoder, DecoderConfig
+from diptych.text.objective import token_log_probabilities
+from diptych.text.runner import TextRequest, TextResult, TextRunner, TextStep
+
+
+class TextModel:
+    """Writes on from a prompt, and says how likely a text is.
+
+    Args:
+        name: what traces and lists call it.
+    """
+
+    panel: Literal["text"] = "text"
+
+    def __init__(self, name: str, decoder: Decoder, tokenizer: Tokenizer) -> None:
+        if tokenizer.size > decoder.config.vocab_size:
+            raise ValueError(f"the tokenizer has {tokenizer.size} tokens, the decoder only {decoder.config.vocab_size}")
+        self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
+        self.config = decoder.config
+
+    @classmethod
+    def load(cls, directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> Self:
+        """Raises: ValueError for a directory that is no whole text checkpoint, a device or dtype that is not here."""
+        chosen_device, chosen_dtype = choose(device, dtype)
+        config = weights.read_config(directory)
+        if config.get("panel") != "text" or not isinstance(config.get("decoder"), dict):
+            raise ValueError(
+                f"'{directory}' is not a text checkpoint: its config.json needs panel \"text\" and a decoder"
+            )
+        try:
+            decoder = Decoder(DecoderConfig.from_dict(config["decoder"]))
+        except ValueError as error:
+            raise ValueError(f"'{directory}/config.json': {error}") from error
+        weights.load_into(decoder, directory)
+        tokenizer = Tokenizer.load(Path(directory) / "tokenizer.json")
+        decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
+        return cls(str(config.get("name", Path(directory).name)), decoder, tokenizer)
+
+    def save(self, directory: str | Path, card: str | None = None) -> None:
+        """Write a checkpoint directory, whole or not at all. `card` is the text of its README.md."""
+        config: dict[str, Any] = {"panel": "text", "name": self.name, "decoder": self.config.to_dict()}
+        weights.save(directory, config, self.decoder.state_dict(), tokenizer=self.tokenizer, card=card)
+
+    def runner(self, slots: int = 1) -> TextRunner:
+        """A fresh runner over this model, for many requests at once."""
+        return TextRunner(self.decoder, self.tokenizer, name=self.name, slots=slots)
+
+    def generate(
+        self,
+        prompt: str | list[int],
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        num_candidates: int = 8,
+    ) -> Generation[TextStep, TextResult]:
+        """Write on from a prompt: iterate for steps, or call `.result()`. See `TextRequest` for the settings.
+
+        Args:
+            prompt: a text, or token ids that are taken as they are (with "<|begin|>", if it is wanted).
+            seed: None draws a fresh one, which the result names.
+            stop: a text or several.
+
+        Raises:
+            ValueError: for a setting out of its range, an empty prompt, or one longer than the context.
+        """
+        request = TextRequest(
+            prompt_ids=self.prompt_ids(prompt),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=check_seed(seed),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            num_candidates=num_candidates,
+        )
+        return Generation(self.runner(), request)
+
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt; a text begins with "<|begin|>".
+
+        Raises: ValueError for an empty prompt.
+        """
+        if not prompt:
+            raise ValueError("the prompt is empty: give at least one word to go on from")
+        return [self.tokenizer.begin, *self.tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
+
+    def score(self, text: str | Sequence[int]) -> Tensor:
+        """log p of each token given those before it, nats, float32 on the CPU: (number of ids - 1,).
+
+        A text is scored as "<|begin|>" and its tokens, so every token of it has a score.
+        """
+        ids = self.prompt_ids(text)
+        if len(ids) < 2:
+            raise ValueError("a text needs at least two token ids to be scored")
+        wrong = [id for id in ids if not 0 <= id < self.tokenizer.size]
+        if wrong:
+            raise ValueError(f"token ids must be from 0 to {self.tokenizer.size - 1}, not {wrong[0]}")
+        return token_log_probabilities(self.decoder, ids, self.config.context)

@@ -1,0 +1,239 @@
+"""A recipe: a TOML file that describes a training run, complete, and is checked before anything starts.
+
+`[run]` and `[optimizer]` are the same for every objective; `[model]` and `[data]` belong to the objective, whose task
+reads them with `Recipe.section`. A key that nobody knows is an error with its line and the nearest right key.
+"""
+
+import math
+import tomllib
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diptych.core.randomness import LARGEST_SEED
+from diptych.core.spelling import nearest
+
+SectionT = TypeVar("SectionT")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """[run]: what is trained and for how long.
+
+    Args:
+        objective: the kind of training, one of `tasks.TASKS`.
+        steps: optimizer steps in all.
+        batch: documents' rows or pictures in one step.
+        seed: of the initial weights, the order of the data and every draw.
+        validate_every, sample_every, save_every: steps between; 0 is never (the end always validates and saves).
+        average: decay of the exponential moving average of the weights that validation, samples and the finished
+            model use; 0 is no average.
+        keep: checkpoints kept, the newest.
+        init_from: a finished checkpoint directory whose weights the run starts from.
+    """
+
+    objective: str
+    steps: int
+    batch: int
+    seed: int = 1
+    validate_every: int = 500
+    sample_every: int = 500
+    save_every: int = 500
+    average: float = 0.999
+    keep: int = 2
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("validate_every", "sample_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name} must be 0 (never) or more, not {getattr(self, name)}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"run.seed must be a whole number from 0 to {LARGEST_SEED}, not {self.seed}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"run.average must be at least 0 and below 1, not {self.average}")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """[optimizer]: how the weights move.
+
+    Args:
+        name: "adamw" for everything, or "muon" for the matrices of hidden layers (Jordan et al. 2024, update scaled to
+            AdamW's as in Liu et al. 2025) with AdamW for the rest.
+        learning_rate: at the plateau.
+        weight_decay: on matrices and kernels only, decoupled.
+        beta1, beta2: AdamW's.
+        clip: largest gradient norm; 0 is no clipping.
+        warmup: steps of linear warm-up.
+        decay: the last share of the run over which the learning rate falls to `final` of the plateau (warm-up, stable,
+            decay: Hu et al. 2024); 1.0 falls from the end of the warm-up on.
+        shape: of the fall, "linear" or "cosine".
+        final: share of the learning rate at the end.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip: float = 1.0
+    warmup: int = 100
+    decay: float = 0.3
+    shape: str = "linear"
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        allowed = {"name": ("adamw", "muon"), "shape": ("linear", "cosine")}
+        for name, words in allowed.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"optimizer.{name} must be one of {', '.join(words)}, not '{getattr(self, name)}'")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"optimizer.learning_rate must be a finite number > 0, not {self.learning_rate}")
+        for name in ("weight_decay", "clip", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optimizer.{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "decay", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optimizer.{name} must be from 0 to 1, not {getattr(self, name)}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of `steps`."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        start = max(self.warmup, round(steps * (1 - self.decay)))
+        through = 0.0 if step < start else (step - start + 1) / max(1, steps - start)
+        fall = through if self.shape == "linear" else (1 - math.cos(math.pi * through)) / 2
+        return self.learning_rate * warm * (1 - (1 - self.final) * fall)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    path: Path
+    text: str
+    run: RunSettings
+    optimizer: OptimizerSettings
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def section(self, name: str, cls: type[SectionT]) -> SectionT:
+        """One section as the dataclass `cls`: unknown keys, missing keys and wrong types are named with their line."""
+        return _fill(cls, name, self.tables.get(name, {}), self.path, self.text)
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that the run will use and that the file may have left out; JSON values."""
+        return {
+            "run": vars(self.run) | {},
+            "optimizer": vars(self.optimizer) | {},
+            **{name: table for name, table in self.tables.items() if name not in ("run", "optimizer")},
+        }
+
+
+def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe; `overrides` are "section.key=value" with TOML values.
+
+    Raises:
+        ValueError: in one line with the file, the line number and the nearest right key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no recipe at '{path}'")
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides or []:
+        _override(tables, override)
+    known = ("run", "model", "data", "optimizer")
+    for name, table in tables.items():
+        if name not in known:
+            raise ValueError(f"{path}, line {_line(text, name)}: unknown section [{name}]{_hint(name, known)}")
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}, line {_line(text, name)}: '{name}' must be a section, [{name}]")
+    return Recipe(
+        path,
+        text,
+        _fill(RunSettings, "run", tables.get("run", {}), path, text),
+        _fill(OptimizerSettings, "optimizer", tables.get("optimizer", {}), path, text),
+        tables,
+    )
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not dot or not name:
+        raise ValueError(f"'{override}' must be section.key=value, for example run.steps=100")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    tables.setdefault(section, {})[name] = parsed
+
+
+def _fill(cls: type[SectionT], section: str, table: dict[str, Any], path: Path, text: str) -> SectionT:
+    hints = typing.get_type_hints(cls)
+    known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        where = f"{path}, line {_line(text, key, section)}"
+        if key not in known:
+            raise ValueError(f"{where}: unknown key '{key}' in [{section}]{_hint(key, known)}")
+        values[key] = _typed(value, hints[key], f"{where}: {section}.{key}")
+    for key, entry in known.items():
+        if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{path}: [{section}] lacks '{key}'")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        named = next((key for key in known if f".{key} " in str(error) or str(error).startswith(f"{key} ")), None)
+        where = f"{path}, line {_line(text, named, section)}" if named in table else f"{path}, [{section}]"
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    origin = typing.get_origin(wanted)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(wanted) if kind is not type(None)]
+        return _typed(value, kinds[0], where)
+    if wanted is Any:
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin in (list, tuple) and isinstance(value, list):
+        inner = typing.get_args(wanted)[0]
+        return origin(_typed(entry, inner, where) for entry in value)
+    if origin is dict and isinstance(value, dict):
+        inner = typing.get_args(wanted)[1]
+        return {key: _typed(entry, inner, f"{where}.{key}") for key, entry in value.items()}
+    plain = origin or wanted
+    if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+        return value
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list", tuple: "a list"}
+    raise ValueError(f"{where} must be {names.get(plain, 'a table')}, not {value!r}")
+
+
+def _hint(word: str, known: Any) -> str:
+    guess = nearest(word, known)
+    return f"; did you mean '{guess}'?" if guess else f"; known: {', '.join(known)}"
+
+
+def _line(text: str, key: str | None, section: str | None = None) -> str:
+    """The number of the line that sets `key`, "?" when it came from the command line."""
+    current = None
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            current = stripped.strip("[] ").split("#")[0].strip().strip("]")
+            if section is None and current == key:
+                return str(number)
+        elif section == current and stripped.partition("=")[0].strip() == key:
+            return str(number)
+    return "?"

@@ -1,0 +1,116 @@
+"""Training the autoencoder on composed scenes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych.core.precision import choose
+from diptych.core.randomness import generator, normal
+from diptych.core.weights import save
+from diptych.data.rendered import RenderedScenes, render
+from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.image.objective import autoencoder_loss, peak_signal_to_noise
+from diptych.image.photo import to_picture
+from diptych.train.recipe import Recipe
+
+DATA, LATENT, FLIP = 1, 2, 3  # streams of randomness
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: `scenes` training pictures are drawn with `seed`; the last `held_out` of them validate."""
+
+    scenes: int = 24000
+    held_out: int = 256
+    seed: int = 11
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < self.scenes:
+            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model]: the autoencoder's sizes and the weights of its loss."""
+
+    latent_channels: int = 8
+    widths: tuple[int, ...] = (32, 128, 192)
+    encoder_blocks: int = 1
+    decoder_blocks: int = 2
+    edge_weight: float = 1.0
+    kl_weight: float = 1e-4
+
+
+class AutoencoderTask:
+    unit = "pictures"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.data = recipe.section("data", Data)
+        self.settings = recipe.section("model", Model)
+        sizes = {name: getattr(self.settings, name) for name in ("latent_channels", "widths", "encoder_blocks", "decoder_blocks")}
+        config = AutoencoderConfig.from_dict(sizes)
+        if self.data.size % config.downsampling:
+            raise ValueError(f"data.size must be a multiple of {config.downsampling}, not {self.data.size}")
+        device, self.compute = choose()
+        torch.manual_seed(recipe.run.seed)
+        self.model: Autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        seed, size = self.recipe.run.seed, self.recipe.run.batch
+        draw = generator(seed=seed, step=step, stream=DATA)
+        chosen = draw.integers(0, self.data.scenes - self.data.held_out, size)
+        pictures = torch.from_numpy(self.scenes.pictures[chosen]).float() / 127.5 - 1
+        mirrored = torch.from_numpy(draw.random(size) < 0.5)[:, None, None, None]
+        pictures = torch.where(mirrored, pictures.flip(-1), pictures)
+        side = self.data.size // self.model.config.downsampling
+        noise = normal((size, self.model.config.latent_channels, side, side), seed=seed, step=step, stream=LATENT)
+        return pictures.to(self.device, memory_format=torch.channels_last), noise.to(self.device)
+
+    def count(self, batch: tuple[Tensor, Tensor]) -> int:
+        return len(batch[0])
+
+    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        weights = self.settings
+        return autoencoder_loss(self.model, *batch, edge_weight=weights.edge_weight, kl_weight=weights.kl_weight)
+
+    def _held_out(self, count: int) -> Tensor:
+        kept = self.scenes.pictures[len(self.scenes.pictures) - self.data.held_out :][:count]
+        return torch.from_numpy(kept.copy()).to(self.device).float() / 127.5 - 1
+
+    def _rebuild(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+            return self.model.decode(self.model.encode(pictures))
+
+    def validate(self) -> dict[str, float]:
+        pictures = self._held_out(self.data.held_out)
+        self.model.measure(pictures)
+        rebuilt = torch.cat([self._rebuild(part) for part in pictures.split(32)])
+        return {
+            "psnr_db": peak_signal_to_noise(rebuilt, pictures).mean().item(),
+            "absolute_error": (rebuilt - pictures).abs().mean().item(),
+        }
+
+    def sample(self, directory: Path, step: int) -> None:
+        """Held-out pictures above what came back of them."""
+        pictures = self._held_out(8)
+        rows = torch.cat((torch.cat(list(pictures), -1), torch.cat(list(self._rebuild(pictures)), -1)), -2)
+        sheet: Image.Image = to_picture(rows)
+        sheet.save(directory / f"step-{step:08d}.png")
+
+    def save(self, directory: Path, card: str) -> None:
+        chosen = torch.linspace(0, self.data.scenes - self.data.held_out - 1, 512).long().numpy()
+        self.model.measure(torch.from_numpy(self.scenes.pictures[chosen]).to(self.device).float() / 127.5 - 1)
+        config: dict[str, Any] = {"kind": "autoencoder", "autoencoder": self.model.config.to_dict()}
+        save(directory, config, self.model.state_dict(), card=card)
+
+
+def build(recipe: Recipe) -> AutoencoderTask:
+    return AutoencoderTask(recipe)

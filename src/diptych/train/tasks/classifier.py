@@ -1,0 +1,180 @@
+"""Training the judge to read the attributes of composed scenes.
+
+The pictures are real scenes only. They are mirrored, moved, scaled, brightened and a little blurred, so that what counts
+is the thing itself and not the crispness with which the composer drew it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from diptych.core.precision import choose
+from diptych.core.randomness import generator
+from diptych.core.weights import save
+from diptych.data.rendered import RenderedScenes, render
+from diptych.data.scenes import ATTRIBUTES
+from diptych.image.judge import Judge, JudgeConfig
+from diptych.image.photo import to_picture
+from diptych.train.recipe import Recipe
+
+DATA = 1  # stream of randomness
+
+ABOUT = """
+It reads five attributes off a composed scene - animal, what it wears, place, time of day, style - and is what
+`diptych evaluate MODEL --on scenes` counts with.
+
+**Data.** Scenes composed by `diptych.data.scenes`, none of them a held-out combination, from Fluent Emoji (3D style,
+Microsoft, MIT) and Twemoji (flat style, Twitter and contributors, CC BY 4.0) over drawn backgrounds.
+
+**Limits.** It knows composed scenes and pictures like them, nothing else: of a photo it says something, too, and that
+means nothing. It always names one value an attribute, also where a picture shows none or two of them.
+"""
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: `scenes` training pictures are drawn with `seed`; the last `held_out` of them validate.
+
+    Args:
+        move: largest shift, as a share of the picture's side.
+        scale: largest change of scale, as a share.
+        brightness, contrast: largest change, as a share of the range.
+        blur: largest weight of a 3 x 3 binomial blur, at the size that the judge sees.
+    """
+
+    scenes: int = 24000
+    held_out: int = 1000
+    seed: int = 11
+    size: int = 128
+    move: float = 0.06
+    scale: float = 0.08
+    brightness: float = 0.06
+    contrast: float = 0.10
+    blur: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < self.scenes:
+            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
+        for name in ("move", "scale", "brightness", "contrast", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} must be from 0 to 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model]: the judge's sizes, and how much more each attribute's loss counts than 1."""
+
+    size: int = 64
+    widths: tuple[int, ...] = (32, 64, 96)
+    weights: dict[str, float] | None = None
+
+
+def vary(pictures: Tensor, draw: np.random.Generator, data: Data) -> Tensor:
+    """Mirror, move, scale, light and blur each picture (B, 3, H, W) by its own draw."""
+    count = len(pictures)
+
+    def spread(size: float, *shape: int) -> Tensor:
+        return torch.from_numpy(draw.uniform(-size, size, (count, *shape)).astype(np.float32))
+
+    turned = torch.zeros(count, 2, 3)
+    zoom = 1 + spread(data.scale)
+    turned[:, 0, 0] = zoom * torch.from_numpy(np.where(draw.random(count) < 0.5, -1, 1).astype(np.float32))
+    turned[:, 1, 1] = zoom
+    turned[:, :, 2] = 2 * spread(data.move, 2)
+    grid = F.affine_grid(turned, list(pictures.shape), align_corners=False)
+    pictures = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    light, contrast = 2 * spread(data.brightness, 1, 1, 1), 1 + spread(data.contrast, 1, 1, 1)
+    softness = torch.from_numpy(draw.uniform(0, data.blur, (count, 1, 1, 1)).astype(np.float32))
+    softness *= torch.from_numpy(draw.random((count, 1, 1, 1)) < 0.6)
+    kernel = torch.tensor([0.25, 0.5, 0.25])
+    kernel = (kernel[:, None] * kernel).expand(3, 1, 3, 3)
+    soft = F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    return (pictures.lerp(soft, softness) * contrast + light).clamp(-1, 1)
+
+
+class ClassifierTask:
+    unit = "pictures"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.data = recipe.section("data", Data)
+        settings = recipe.section("model", Model)
+        self.weights = {name: 1.0 for name in ATTRIBUTES} | (settings.weights or {})
+        if foreign := set(self.weights) - set(ATTRIBUTES):
+            raise ValueError(f"model.weights may name {', '.join(ATTRIBUTES)}, not '{min(foreign)}'")
+        device, self.compute = choose()
+        torch.manual_seed(recipe.run.seed)
+        self.model: Judge = Judge(JudgeConfig(dict(ATTRIBUTES), settings.size, settings.widths)).to(
+            device, memory_format=torch.channels_last
+        )  # type: ignore[call-overload]
+        self.device = device
+        self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
+        self.truth = {
+            name: torch.tensor([values.index(getattr(scene, name)) for scene in self.scenes.truth])
+            for name, values in ATTRIBUTES.items()
+        }
+
+    def _pictures(self, chosen: np.ndarray) -> Tensor:
+        pictures = torch.from_numpy(self.scenes.pictures[chosen]).float() / 127.5 - 1
+        return F.adaptive_avg_pool2d(pictures, self.model.config.size)
+
+    def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        draw = generator(seed=self.recipe.run.seed, step=step, stream=DATA)
+        chosen = draw.integers(0, self.data.scenes - self.data.held_out, self.recipe.run.batch)
+        pictures = vary(self._pictures(chosen), draw, self.data)
+        truth = {name: values[chosen].to(self.device) for name, values in self.truth.items()}
+        return pictures.to(self.device, memory_format=torch.channels_last), truth
+
+    def count(self, batch: tuple[Tensor, dict[str, Tensor]]) -> int:
+        return len(batch[0])
+
+    def loss(self, batch: tuple[Tensor, dict[str, Tensor]], step: int) -> tuple[Tensor, dict[str, float]]:
+        pictures, truth = batch
+        logits = self.model(pictures)
+        losses = {name: F.cross_entropy(logits[name], truth[name]) for name in truth}
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        return total, {name: loss.item() for name, loss in losses.items()}
+
+    def validate(self) -> dict[str, float]:
+        """Share of held-out scenes read right, by attribute; `worn_soft` is `worn` off blurred pictures."""
+        held_out = np.arange(self.data.scenes - self.data.held_out, self.data.scenes)
+        pictures = self._pictures(held_out)
+        figures = {name: _right(self.model, pictures, self.truth[name][held_out], name) for name in ATTRIBUTES}
+        mean = sum(figures.values()) / len(figures)
+        soft = F.avg_pool2d(F.pad(pictures, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
+        return {**figures, "mean": mean, "worn_soft": _right(self.model, soft, self.truth["worn"][held_out], "worn")}
+
+    def sample(self, directory: Path, step: int) -> None:
+        """Held-out pictures, each with what the judge says of it, in red where that is wrong."""
+        chosen = np.arange(self.data.scenes - min(24, self.data.held_out), self.data.scenes)
+        pictures = torch.from_numpy(self.scenes.pictures[chosen])
+        said = self.model.read(pictures.float() / 127.5 - 1)
+        sheet = Image.new("RGB", (6 * 160, -(-len(chosen) // 6) * (self.data.size + 34)), "white")
+        draw = ImageDraw.Draw(sheet)
+        for place, (index, words) in enumerate(zip(chosen, said, strict=True)):
+            x, y = place % 6 * 160, place // 6 * (self.data.size + 34)
+            sheet.paste(to_picture(pictures[place]), (x, y))
+            is_right = all(words[name] == getattr(self.scenes.truth[index], name) for name in ATTRIBUTES)
+            lines = f"{words['animal']}, {words['worn']}\n{words['place']}, {words['time']}, {words['style']}"
+            draw.text((x, y + self.data.size + 2), lines, fill="black" if is_right else "red")
+        sheet.save(directory / f"step-{step:08d}.png")
+
+    def save(self, directory: Path, card: str) -> None:
+        config: dict[str, Any] = {"panel": "judge", "name": self.recipe.name, "judge": self.model.config.to_dict()}
+        tensors = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
+        save(directory, config, tensors, card=card + ABOUT)
+
+
+def _right(model: Judge, pictures: Tensor, truth: Tensor, name: str) -> float:
+    values = [words[name] for words in model.read(pictures)]
+    return sum(value == ATTRIBUTES[name][index] for value, index in zip(values, truth.tolist(), strict=True)) / len(values)
+
+
+def build(recipe: Recipe) -> ClassifierTask:
+    return ClassifierTask(recipe)

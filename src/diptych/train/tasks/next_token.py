@@ -1,0 +1,129 @@
+"""Training the decoder to predict the next token of a mixture of corpora."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.core.precision import choose
+from diptych.core.tokenizer import Tokenizer
+from diptych.core.weights import save
+from diptych.data import corpora
+from diptych.data.packing import Batch, Mixture, pack, with_borders
+from diptych.text.decoder import Decoder, DecoderConfig
+from diptych.text.model import TextModel
+from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
+from diptych.train.recipe import Recipe
+
+PROMPTS = ("Once upon a time", "One day, a little", "Tom and Lily")
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: `mix` weighs corpora against each other; the first one named is the one whose validation is watched.
+
+    Args:
+        mix: corpus name or path -> weight.
+        vocab_size: tokens of the vocabulary, trained on the same mixture.
+        validation_documents: scored at each validation, of each corpus.
+        validation_share: of the documents of corpora that hold nothing out themselves.
+        seed: of the split and of the packing.
+    """
+
+    mix: dict[str, float]
+    vocab_size: int = 4096
+    validation_documents: int = 100
+    validation_share: float = 0.02
+    seed: int = 11
+
+    def __post_init__(self) -> None:
+        if not self.mix:
+            raise ValueError("data.mix must name at least one corpus")
+        if self.validation_documents < 1:
+            raise ValueError(f"data.validation_documents must be at least 1, not {self.validation_documents}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model]: `depth` is the one dial; `overrides` sets what else `DecoderConfig` has by hand."""
+
+    depth: int
+    context: int = 512
+    dropout: float = 0.0
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def in_proportion(texts: dict[str, list[str]], weights: dict[str, float]) -> Iterator[str]:
+    """Documents of each corpus up to its weight's share of characters, so that the vocabulary suits what is read."""
+    per_weight = min(sum(map(len, texts[name])) / weight for name, weight in weights.items() if weight == max(weights.values()))
+    for name, weight in weights.items():
+        left = per_weight * weight
+        for text in texts[name]:
+            if left <= 0:
+                break
+            left -= len(text)
+            yield text
+
+
+class NextTokenTask:
+    unit = "tokens"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.data = recipe.section("data", Data)
+        settings = recipe.section("model", Model)
+        sizes = DecoderConfig.from_depth(
+            settings.depth, self.data.vocab_size, settings.context, dropout=settings.dropout, **settings.overrides
+        )
+        parts = {name: corpora.train_and_validation(name, self.data.seed, self.data.validation_share) for name in self.data.mix}
+        self.held_out = {name: part[1] for name, part in parts.items()}
+        texts = in_proportion({name: part[0] for name, part in parts.items()}, self.data.mix)
+        self.tokenizer = Tokenizer.train(texts, self.data.vocab_size)
+        packed = [pack(with_borders(self.tokenizer, part[0]), settings.context, self.data.seed) for part in parts.values()]
+        self.mixture = Mixture(packed, list(self.data.mix.values()))
+        self.device, self.compute = choose()
+        torch.manual_seed(recipe.run.seed)
+        self.model: Decoder = Decoder(sizes).to(self.device)
+
+    def batch(self, step: int) -> Batch:
+        batch = self.mixture.batch(step, self.recipe.run.batch, self.recipe.run.seed)
+        return Batch(*(part.to(self.device) for part in batch))
+
+    def count(self, batch: Batch) -> int:
+        return count_targets(batch)
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        loss, _ = next_token_loss(self.model, batch)
+        return loss, {}
+
+    def validate(self) -> dict[str, float]:
+        figures = {}
+        for name, texts in self.held_out.items():
+            if texts:
+                with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+                    score = bits_per_byte(
+                        self.model, self.tokenizer, texts, self.model.config.context, self.data.validation_documents
+                    )
+                figures[f"bits_per_byte/{Path(name).stem}"] = score.value
+        return figures
+
+    def sample(self, directory: Path, step: int) -> None:
+        """A page of text: the same prompts and seeds at every time, so that pages compare."""
+        model = TextModel(self.recipe.name, self.model, self.tokenizer)
+        pages = []
+        for prompt in PROMPTS:
+            told = model.generate(prompt, max_tokens=150, temperature=0.7, seed=1).result().text
+            pages.append(f"{prompt}{told}")
+        (directory / f"step-{step:08d}.txt").write_text("\n\n---\n\n".join(pages) + "\n")
+
+    def save(self, directory: Path, card: str) -> None:
+        config: dict[str, Any] = {"panel": "text", "name": self.recipe.name, "decoder": self.model.config.to_dict()}
+        tensors = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
+        save(directory, config, tensors, tokenizer=self.tokenizer, card=card)
+
+
+def build(recipe: Recipe) -> NextTokenTask:
+    return NextTokenTask(recipe)

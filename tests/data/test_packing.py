@@ -1,0 +1,107 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.data.packing import IGNORED, PERIOD, Mixture, pack
+
+
+def documents(count, seed=0, longest=60, first=0):
+    """Documents whose tokens all differ, so that each token can be followed; lengths from 2."""
+    lengths = np.random.default_rng(seed).integers(2, longest, count)
+    numbers = itertools.count(first)
+    return [[next(numbers) for _ in range(length)] for length in lengths]
+
+
+def test_every_token_but_a_first_is_a_target_once():
+    """Also in documents of several rows: chunks share a token, so none is lost and none is asked twice."""
+    chosen = documents(40, longest=90)
+    packed = pack(chosen, context=24, seed=0)
+    targets = [int(target) for target in packed.rows(np.arange(packed.num_rows)).targets.flatten() if target != IGNORED]
+    assert sorted(targets) == sorted(token for document in chosen for token in document[1:])
+    assert packed.num_targets == len(targets)
+
+
+def test_a_target_follows_its_token_in_the_same_document():
+    packed = pack(documents(60), context=64, seed=3)
+    batch = packed.rows(np.arange(packed.num_rows))
+    follows = batch.targets == batch.tokens + 1  # tokens of one document are consecutive numbers
+    assert torch.equal(batch.targets != IGNORED, follows & (batch.targets != IGNORED))
+    for row in range(packed.num_rows):
+        for number in batch.segments[row].unique():
+            inside = batch.segments[row] == number
+            if number > 0:
+                assert torch.equal(batch.positions[row][inside], torch.arange(int(inside.sum())))
+                assert (batch.tokens[row][inside].diff() == 1).all()
+    assert (batch.targets[batch.segments == 0] == IGNORED).all()
+
+
+def test_rows_are_nearly_full():
+    packed = pack(documents(2000, longest=80), context=128, seed=0)
+    assert packed.num_targets / (packed.num_rows * 128) > 0.95
+
+
+def test_a_document_changes_no_other_documents_logits():
+    """Through a real decoder: only the row and the segment of the changed document may differ."""
+    from diptych.text.decoder import Decoder, DecoderConfig
+    from diptych.text.objective import document_mask
+
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig.from_depth(1, vocab_size=400, context=40)).eval()
+    chosen = documents(12, longest=20)
+    batch = pack(chosen, context=40, seed=0).batch(0, 3, seed=0)
+    changed = batch.tokens.clone()
+    changed[0][batch.segments[0] == 2] = 399
+
+    def logits(tokens):
+        return decoder(tokens, positions=batch.positions, mask=document_mask(batch.segments))
+
+    before, after = logits(batch.tokens), logits(changed)
+    untouched = torch.ones_like(batch.tokens, dtype=torch.bool)
+    untouched[0] = batch.segments[0] != 2
+    assert torch.equal(before[untouched], after[untouched])
+    assert not torch.equal(before[~untouched], after[~untouched])
+
+
+def test_an_epoch_reads_each_row_once_and_the_next_in_another_order():
+    packed = pack(documents(100), context=32, seed=0)
+    first, second = (packed.order(np.arange(packed.num_rows) + epoch * packed.num_rows, seed=5) for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(packed.num_rows))
+    assert not np.array_equal(first, second)
+
+
+def test_a_batch_depends_on_its_step_alone():
+    corpora = [pack(documents(50, seed=seed), 32, 0) for seed in (1, 2)]
+    for source in (corpora[0], Mixture(corpora, [3, 1])):
+        forward = [source.batch(step, 4, seed=9) for step in range(6)]
+        for step in (4, 1, 5):
+            assert all(
+                torch.equal(here, there) for here, there in zip(source.batch(step, 4, 9), forward[step], strict=True)
+            )
+        large = source.batch(0, 8, seed=9)
+        assert torch.equal(large.tokens, torch.cat((forward[0].tokens, forward[1].tokens)))
+        assert not torch.equal(source.batch(0, 4, seed=10).tokens, forward[0].tokens)
+
+
+def test_a_mixture_keeps_the_shares_of_targets_and_reads_each_corpus_in_turn():
+    """The second corpus has half-empty rows: its share of rows must be larger than its share of targets."""
+    full = pack([list(range(33))] * 200, 32, 0)
+    sparse = pack([[1000 + index] * 18 for index in range(300)], 32, 0)
+    mixture = Mixture([full, sparse], [3, 1])
+    batch = mixture.batch(0, PERIOD, seed=2)
+    real = batch.targets != IGNORED
+    from_sparse = int((real & (batch.tokens >= 1000)).sum())
+    assert from_sparse / int(real.sum()) == pytest.approx(0.25, abs=0.005)
+    rows = batch.tokens[batch.tokens[:, 0] >= 1000][:, 0].tolist()
+    assert len(set(rows[:300])) == 300  # an epoch without repetition
+    assert sum(mixture.quotas) == PERIOD
+    window = (batch.tokens[:100, 0] >= 1000).sum()
+    assert 25 < int(window) < 50  # evenly spread: about 100 * quota / PERIOD
+
+
+def test_nothing_to_pack_is_said():
+    with pytest.raises(ValueError, match="nothing to pack"):
+        pack([[1]], 8, 0)
+    with pytest.raises(ValueError, match="weights must be finite numbers > 0"):
+        Mixture([pack([[1, 2, 3]], 8, 0)], [0.0])

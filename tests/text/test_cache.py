@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from diptych.text.cache import KeyValueCache
+
+
+def read(decoder, cache, slots, rows):
+    """One call with ragged rows; the logits of each row's own tokens."""
+    counts = [len(row) for row in rows]
+    width = max(counts)
+    new = cache.append(slots, counts, width)
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    logits = decoder(tokens, positions=new.positions, mask=new.mask, cache=new)
+    return [logits[index, :count] for index, count in enumerate(counts)]
+
+
+@torch.no_grad()
+def test_cached_reading_equals_reading_at_once(decoder, config):
+    """Three sequences of different lengths, read in ragged pieces, against the decoder without a cache."""
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(config.vocab_size, (length,), generator=generator).tolist() for length in (40, 7, 23)]
+    cache = KeyValueCache(config, slots=1, length=4, device="cpu", dtype=torch.float32)  # it has to grow both ways
+    slots = [cache.reserve() for _ in sequences]
+    seen: list[list[torch.Tensor]] = [[], [], []]
+    calls = [  # what each call reads of each sequence
+        ((0, 5), (0, 1), (0, 9)),
+        ((5, 20), (1, 6), (9, 10)),
+        ((20, 21), (6, 7), (10, 10)),
+        ((21, 40), (7, 7), (10, 23)),
+    ]
+    for ranges in calls:
+        active = [index for index, (start, end) in enumerate(ranges) if end > start]
+        rows = [sequences[index][slice(*ranges[index])] for index in active]
+        for index, logits in zip(active, read(decoder, cache, [slots[index] for index in active], rows), strict=True):
+            seen[index].append(logits)
+    for sequence, parts in zip(sequences, seen, strict=True):
+        torch.testing.assert_close(torch.cat(parts), decoder(torch.tensor([sequence]))[0], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_reused_slot_remembers_nothing(decoder, config):
+    cache = KeyValueCache(config, slots=1, length=16, device="cpu", dtype=torch.float32)
+    slot = cache.reserve()
+    read(decoder, cache, [slot], [[5, 6, 7, 8, 9]])
+    cache.release(slot)
+    again = cache.reserve()
+    assert again == slot
+    (logits,) = read(decoder, cache, [again], [[3, 4]])
+    torch.testing.assert_close(logits, decoder(torch.tensor([[3, 4]]))[0], rtol=0, atol=1e-5)
+
+
+def test_the_cache_ends_with_the_context(config):
+    cache = KeyValueCache(config, slots=1, length=8, device="cpu", dtype=torch.float32)
+    slot = cache.reserve()
+    cache.append([slot], [config.context], config.context)
+    assert cache.length == config.context
+    with pytest.raises(ValueError, match="65 tokens does not fit the context of 64"):
+        cache.append([slot], [1], 1)

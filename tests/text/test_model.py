@@ -1,0 +1,54 @@
+import json
+
+import pytest
+import torch
+
+from diptych.text.model import TextModel
+
+
+def test_a_saved_model_writes_the_same(model, tmp_path):
+    model.save(tmp_path / "tiny", card="# tiny\n")
+    loaded = TextModel.load(tmp_path / "tiny", device="cpu", dtype="float32")
+    assert (loaded.name, loaded.panel, loaded.config) == ("tiny", "text", model.config)
+    assert (tmp_path / "tiny" / "README.md").read_text() == "# tiny\n"
+    settings = {"seed": 4, "max_tokens": 20}
+    assert loaded.generate("Once", **settings).result().tokens == model.generate("Once", **settings).result().tokens
+
+
+def test_score_agrees_with_the_probabilities_of_writing(model):
+    prompt = model.prompt_ids("The cat")
+    generation = model.generate("The cat", seed=1, max_tokens=10, temperature=1.0)
+    written = generation.result().tokens
+    scores = model.score([*prompt, *written])
+    assert scores.shape == (len(prompt) + len(written) - 1,)
+    probabilities = torch.tensor([step.probability for step in generation.steps])
+    torch.testing.assert_close(scores[-len(written) :].exp(), probabilities, rtol=1e-3, atol=1e-6)
+
+
+def test_a_text_has_a_score_for_each_of_its_tokens(model):
+    assert len(model.score("The cat saw")) == len(model.tokenizer.encode("The cat saw"))
+
+
+@pytest.mark.parametrize("prompt", ["", []])
+def test_an_empty_prompt_is_refused(model, prompt):
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        model.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"panel": "image"}, 'needs panel "text" and a decoder'),
+        ({"panel": "text", "decoder": {"width": 8}}, "config.json': decoder settings lack vocab_size"),
+    ],
+)
+def test_other_checkpoints_are_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        TextModel.load(tmp_path)
+
+
+def test_a_seed_is_named_when_none_is_given(model):
+    result = model.generate("Once", max_tokens=5).result()
+    again = model.generate("Once", max_tokens=5, seed=result.seed).result()
+    assert again.tokens == result.tokens

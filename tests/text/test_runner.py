@@ -1,0 +1,176 @@
+import pytest
+import torch
+
+from diptych.core.trace import Trace
+from diptych.text.runner import TextRequest, TextRunner, Writer
+
+
+def written(model, request):
+    runner = model.runner()
+    job = runner.admit(request)
+    while not job.is_done:
+        runner.advance([job])
+    return runner.finish(job)
+
+
+def test_a_text_comes_out_the_same_alone_and_in_company(model):
+    """Five jobs that enter at different moments and leave at different moments, against each of them alone."""
+    prompts = ["Once", "The cat saw a dog and said", "A", "hello hello hello", "fox"]
+    requests = [
+        TextRequest(model.prompt_ids(prompt), max_tokens=8 + 3 * index, temperature=1.0, seed=index % 2, sample=index)
+        for index, prompt in enumerate(prompts)
+    ]
+    runner = TextRunner(model.decoder, model.tokenizer)
+    jobs, results, moment = {}, {}, 0
+    while len(results) < len(requests):
+        if moment % 3 == 0 and moment // 3 < len(requests):
+            jobs[moment // 3] = runner.admit(requests[moment // 3])
+        runner.advance(list(jobs.values())[::-1])
+        for index in [index for index, job in jobs.items() if job.is_done]:
+            results[index] = runner.finish(jobs.pop(index))
+        moment += 1
+    for index, request in enumerate(requests):
+        assert results[index].tokens == written(model, request).tokens
+
+
+def test_one_seed_one_text(model):
+    first, again, other = (model.generate("Once", seed=seed, max_tokens=20).result() for seed in (5, 5, 6))
+    assert first.tokens == again.tokens != other.tokens
+
+
+def test_greedy_writing_follows_the_most_probable_token(model):
+    """Against reading the whole text again, without a cache, for every token."""
+    result = model.generate("The cat", temperature=0, max_tokens=15).result()
+    ids = model.prompt_ids("The cat")
+    for token in result.tokens:
+        assert token == int(model.decoder(torch.tensor([ids]))[0, -1].argmax())
+        ids.append(token)
+
+
+def test_steps_report_the_models_own_distribution(model):
+    generation = model.generate("The cat", temperature=0.7, top_k=5, max_tokens=6, seed=2, num_candidates=4)
+    ids = model.prompt_ids("The cat")
+    for index, step in enumerate(generation):
+        probability = model.decoder(torch.tensor([ids]))[0, -1].double().softmax(-1).detach()
+        assert step.index == index
+        assert step.probability == pytest.approx(float(probability[step.token]), rel=1e-3)
+        assert step.entropy == pytest.approx(float(-(probability * probability.log()).sum()), rel=1e-3)
+        leading = [candidate.token for candidate in step.candidates[:4]]
+        assert leading == probability.topk(4).indices.tolist()
+        assert step.token in [candidate.token for candidate in step.candidates]
+        ids.append(step.token)
+    assert generation.result().tokens == ids[-len(generation.steps) :]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pieces_of_the_steps_are_the_text(model, seed):
+    """A random model writes bytes that break inside characters: what is shown never has to be taken back."""
+    generation = model.generate("🦊 é", temperature=2.0, max_tokens=40, seed=seed)
+    result = generation.result()
+    assert "".join(step.text for step in generation.steps) == result.text == model.tokenizer.decode(result.tokens)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_character_appears_when_its_bytes_are_whole(cut):
+    data = "a🦊é–z".encode()
+    writer = Writer(())
+    pieces = [writer.write(data[:cut], is_last=False), writer.write(data[cut:], is_last=True)]
+    assert "".join(pieces) == data.decode()
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_an_unfinished_character_is_shown_as_such_at_the_end():
+    writer = Writer(())
+    assert writer.write("🦊".encode()[:2], is_last=False) == ""
+    assert writer.write(b"", is_last=True) == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "text"),
+    [
+        (["one ", "EN", "D two"], ("END",), "one "),
+        (["one ", "EN", "E", "ND"], ("END",), "one EN"),
+        (["aaaa", "ab", "c"], ("aab",), "aaa"),
+        (["x", "y", "z"], ("yz", "xyz"), ""),
+        (["one EN"], ("END",), "one EN"),
+        (["ab", "cd"], ("bcx", "d"), "abc"),
+    ],
+)
+def test_a_stop_text_is_never_shown(pieces, stop, text):
+    """Whatever tokens it is spread over; what only began like it is shown after all."""
+    writer, shown = Writer(stop), ""
+    for index, piece in enumerate(pieces):
+        shown += writer.write(piece.encode(), is_last=index == len(pieces) - 1)
+        if writer.has_stopped:
+            break
+    assert shown == text
+    assert writer.has_stopped == any(ending in "".join(pieces) for ending in stop)
+
+
+def test_a_stop_text_ends_the_generation(model):
+    whole = model.generate("Once", seed=3, max_tokens=40, temperature=0.9).result()
+    stop = whole.text[6:9]
+    result = model.generate("Once", seed=3, max_tokens=40, temperature=0.9, stop=stop).result()
+    assert result.finish_reason == "stop"
+    assert result.text == whole.text[: whole.text.index(stop)]
+
+
+def test_the_context_ends_a_text(model):
+    context = model.config.context
+    prompt = [model.tokenizer.begin] + [20] * (context - 4)
+    request = TextRequest(prompt, max_tokens=1000, temperature=0.0)
+    result = written(model, request)
+    assert result.finish_reason in ("length", "stop")
+    assert len(result.tokens) <= 4
+    assert len(written(model, TextRequest([20] * context, temperature=0.0)).tokens) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_work(model):
+    with pytest.raises(ValueError, match="the prompt has 65 tokens; the model's context takes at most 64"):
+        model.generate([20] * 65)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt_ids": []}, "the prompt is empty"),
+        ({"max_tokens": 0}, "max_tokens must be a whole number >= 1, not 0"),
+        ({"num_candidates": 5000}, "num_candidates must be a whole number >= 1 and <= 1000, not 5000"),
+        ({"temperature": float("nan")}, "temperature must be a finite number >= 0, not nan"),
+        ({"stop": ("",)}, "stop must be texts of at least one character"),
+        ({"seed": -1}, "seed must be a whole number"),
+    ],
+)
+def test_wrong_requests_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TextRequest(**({"prompt_ids": [1]} | settings))
+
+
+def test_unknown_token_ids_are_refused(model):
+    with pytest.raises(ValueError, match="prompt token ids must be whole numbers from 0 to"):
+        model.generate([5, model.tokenizer.size])
+
+
+def test_a_cancelled_job_frees_its_place(model):
+    runner = model.runner()
+    for seed in range(5):
+        job = runner.admit(TextRequest([5, 6], seed=seed))
+        step = runner.advance([job])[0]
+        result = runner.finish(job)
+        assert (result.finish_reason, result.text) == ("cancelled", step.text)
+        assert job.slot == 0
+    with pytest.raises(ValueError, match="cannot be advanced"):
+        runner.advance([job])
+
+
+def test_a_trace_holds_every_step(model, tmp_path):
+    result = model.generate("The fox", seed=9, max_tokens=12, stop="zzz").result()
+    result.trace.save(tmp_path / "fox.trace")
+    trace = Trace.load(tmp_path / "fox.trace")
+    assert trace.arrays["tokens"].tolist() == result.tokens
+    assert trace.arrays["candidate_tokens"].shape == (len(result.tokens), 8)
+    assert "".join(fact["text"] for fact in trace.facts) == result.text
+    assert (trace.settings["prompt"], trace.settings["seed"], trace.settings["stop"]) == ("The fox", 9, ["zzz"])
+    keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "num_candidates")
+    again = TextRequest(trace.settings["prompt_ids"], **{key: trace.settings[key] for key in keys})
+    assert written(model, again).tokens == result.tokens
