@@ -23,9 +23,8 @@ demo: $(VENV)/ready
 	@mkdir -p demo
 	@$(BIN)/diptych image "a cat wearing sunglasses on a beach at sunset" --seed 7 --out demo/cat.png --trace demo/cat.trace
 	@$(BIN)/diptych trace film demo/cat.trace --out demo/film.png
-	@$(BIN)/diptych text "Once upon a time" --seed 1 > demo/story.txt.part || { rm -f demo/story.txt.part; exit 1; }
-	@mv demo/story.txt.part demo/story.txt
-	@echo && cat demo/story.txt && echo
+	@$(BIN)/diptych text "Once upon a time" --seed 1 --out demo/story.txt
+	@echo
 	@echo "the picture     demo/cat.png     how it was painted   demo/film.png"
 	@echo "the story       demo/story.txt   every step           demo/cat.trace"
 

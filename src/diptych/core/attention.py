@@ -75,7 +75,9 @@ class Attention(nn.Module):
         """
         source = x if context is None else context
         q = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
-        k, v = self.key_value(source).unflatten(-1, (2 * self.num_kv_heads, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        k, v = (
+            self.key_value(source).unflatten(-1, (2 * self.num_kv_heads, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        )
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
@@ -83,6 +85,12 @@ class Attention(nn.Module):
         if store is not None:
             k, v = store(k, v)
         seen = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, enable_gqa=self.num_kv_heads != self.num_heads
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=is_causal and mask is None,
+            enable_gqa=self.num_kv_heads != self.num_heads,
         )
-        return self.output(seen.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
+        return mixed

@@ -1,11 +1,13 @@
 """The feed-forward half of a transformer block: widen, bend, narrow."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.spelling import unknown
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 
 
 class FeedForward(nn.Module):
@@ -28,6 +30,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
         if not self.is_gated:
-            return self.down(activate(self.up(x)))
-        gate, up = self.up(x).chunk(2, dim=-1)
-        return self.down(activate(gate) * up)
+            hidden: Tensor = activate(self.up(x))
+        else:
+            gate, up = self.up(x).chunk(2, dim=-1)
+            hidden = activate(gate) * up
+        narrowed: Tensor = self.down(hidden)
+        return narrowed

@@ -72,6 +72,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors makes its files readable by their owner alone
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         temporary.chmod(0o777 & ~_umask())

@@ -4,7 +4,7 @@ A `Runner` admits requests and advances any number of jobs together with one cal
 a runner with one job, a server is the same runner with many: there is no second loop.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -16,7 +16,7 @@ class Job(Protocol):
 
 JobT = TypeVar("JobT", bound=Job)
 RequestT = TypeVar("RequestT", contravariant=True)
-StepT = TypeVar("StepT", covariant=True)
+StepT = TypeVar("StepT")
 ResultT = TypeVar("ResultT", covariant=True)
 OwnStepT = TypeVar("OwnStepT")
 OwnResultT = TypeVar("OwnResultT")
@@ -45,12 +45,12 @@ class Generation(Generic[OwnStepT, OwnResultT]):
     `steps`; iterating again starts from the first of them.
     """
 
-    def __init__(self, runner: "Runner[RequestT, JobT, OwnStepT, OwnResultT]", request: RequestT) -> None:  # type: ignore[misc]
+    def __init__(self, runner: "Runner[RequestT, JobT, OwnStepT, OwnResultT]", request: RequestT) -> None:
         self.steps: list[OwnStepT] = []
         job = runner.admit(request)
         self._job: Job = job
-        self._advance = lambda: runner.advance([job])[0]
-        self._finish = lambda: runner.finish(job)
+        self._advance: Callable[[], OwnStepT] = lambda: runner.advance([job])[0]
+        self._finish: Callable[[], OwnResultT] = lambda: runner.finish(job)
         self._result: OwnResultT | None = None
 
     def __iter__(self) -> Iterator[OwnStepT]:

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021): a query and a key are turned by their position, so their product sees the distance."""
+"""Rotary positions (Su et al. 2021): query and key are turned by their position, so their product sees the distance."""
 
 import torch
 from torch import Tensor

@@ -18,7 +18,7 @@ def fast_device() -> torch.device:
 def multiplies_bfloat16_fast(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: on a CPU without AVX512-BF16 or AMX they are slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
@@ -39,7 +39,9 @@ def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.d
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"device '{device}' is not on this machine; allowed here: {', '.join(_devices())}") from error
+            raise ValueError(
+                f"device '{device}' is not on this machine; allowed here: {', '.join(_devices())}"
+            ) from error
     if dtype is not None:
         return chosen, DTYPES[dtype]
     return chosen, torch.bfloat16 if multiplies_bfloat16_fast(chosen) else torch.float32

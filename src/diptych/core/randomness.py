@@ -31,7 +31,9 @@ def generator(*, seed: int, sample: int = 0, step: int = 0, stream: int = 0) -> 
 
 def normal(shape: Sequence[int], *, seed: int, sample: int = 0, step: int = 0, stream: int = 0) -> Tensor:
     """Standard normal draws, float32, on the CPU."""
-    draws = generator(seed=seed, sample=sample, step=step, stream=stream).standard_normal(tuple(shape), dtype=np.float32)
+    draws = generator(seed=seed, sample=sample, step=step, stream=stream).standard_normal(
+        tuple(shape), dtype=np.float32
+    )
     return torch.from_numpy(draws)
 
 

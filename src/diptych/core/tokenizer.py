@@ -1,8 +1,7 @@
-"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained and run by `tokenizers`."""
+"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), run by `tokenizers`."""
 
 import json
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as Engine
@@ -31,13 +30,17 @@ class Tokenizer:
         self.size: int = engine.get_vocab_size()
         added = json.loads(engine.to_str())["added_tokens"]
         self.specials: dict[str, int] = {entry["content"]: entry["id"] for entry in added if entry["special"]}
+        self._names = {id: name for name, id in self.specials.items()}
+        self._table = self._bytes_of_tokens()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, specials: list[str] | None = None) -> "Tokenizer":
         """Learn `vocab_size` tokens from `texts`; the special tokens come first, the 256 bytes are always in."""
         specials = [BEGIN, END] if specials is None else specials
         if vocab_size < 256 + len(specials):
-            raise ValueError(f"vocab_size must be at least {256 + len(specials)} (256 bytes and the specials), not {vocab_size}")
+            raise ValueError(
+                f"vocab_size must be at least {256 + len(specials)} (256 bytes and the specials), not {vocab_size}"
+            )
         engine = Engine(models.BPE())
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         engine.decoder = decoders.ByteLevel()
@@ -58,7 +61,7 @@ class Tokenizer:
         try:
             return cls(Engine.from_file(str(path)))
         except Exception as error:  # the engine raises bare Exception for every malformed file
-            raise ValueError(f"'{path}' is not a tokenizer.json: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"'{path}' is not a tokenizer.json: {' '.join(str(error).split())}") from error
 
     def save(self, path: str | Path) -> None:
         write_atomically(Path(path), self._engine.to_str(pretty=True).encode())
@@ -82,7 +85,9 @@ class Tokenizer:
 
     def id(self, special: str) -> int:
         if special not in self.specials:
-            raise ValueError(f"the tokenizer has no special token '{special}'; it has: {', '.join(self.specials) or 'none'}")
+            raise ValueError(
+                f"the tokenizer has no special token '{special}'; it has: {', '.join(self.specials) or 'none'}"
+            )
         return self.specials[special]
 
     @property
@@ -93,15 +98,13 @@ class Tokenizer:
     def end(self) -> int:
         return self.id(END)
 
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {id: name for name, id in self.specials.items()}
-
-    @cached_property
-    def _table(self) -> list[bytes]:
+    def _bytes_of_tokens(self) -> list[bytes]:
         letters = _bytes_of_letters()
         table = [b""] * self.size
         for token, id in self._engine.get_vocab(with_added_tokens=True).items():
-            if id not in self._names:
-                table[id] = bytes(letters[letter] for letter in token)
+            if id in self._names:
+                continue
+            if not letters.keys() >= set(token):
+                raise ValueError(f"its vocabulary is not byte-level BPE (token {id} is {token!r})")
+            table[id] = bytes(letters[letter] for letter in token)
         return table

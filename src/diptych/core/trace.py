@@ -42,8 +42,13 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         path = output_path(path)
-        about = {"panel": self.panel, "model": self.model, "settings": _finite(self.settings), "facts": _finite(self.facts)}
-        arrays = {name: array.detach().cpu().contiguous() for name, array in self.arrays.items()}
+        about = {
+            "panel": self.panel,
+            "model": self.model,
+            "settings": _finite(self.settings),
+            "facts": _finite(self.facts),
+        }
+        arrays = {name: array.detach().cpu().contiguous().clone() for name, array in self.arrays.items()}  # none shared
         with atomic_file(path) as temporary:
             save_file(arrays, temporary, metadata={"format": FORMAT, "trace": json.dumps(about, allow_nan=False)})
 
@@ -66,10 +71,20 @@ class Trace:
             trace = cls(about["panel"], about["model"], about["settings"], arrays, about["facts"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"'{path}' is not a whole trace: its description cannot be read") from error
-        wrong = [name for name, array in arrays.items() if array.ndim == 0 or array.shape[0] != len(trace)]
-        if trace.panel not in ("text", "image") or not isinstance(trace.facts, list) or wrong:
+        if not trace._is_well_described():
+            raise ValueError(f"'{path}' is not a whole trace: its description is not one of a generation")
+        if any(array.ndim == 0 or array.shape[0] != len(trace) for array in arrays.values()):
             raise ValueError(f"'{path}' is not a whole trace: its arrays and its {len(trace)} steps do not match")
         return trace
+
+    def _is_well_described(self) -> bool:
+        return (
+            self.panel in ("text", "image")
+            and isinstance(self.model, str)
+            and isinstance(self.settings, dict)
+            and isinstance(self.facts, list)
+            and all(isinstance(facts, dict) for facts in self.facts)
+        )
 
 
 def stack(rows: list[Tensor]) -> Tensor:

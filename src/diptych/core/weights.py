@@ -48,7 +48,7 @@ def save(
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
         if card is not None:
-            (temporary / "README.md").write_text(card)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, Tensor]]:
@@ -67,13 +67,17 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ValueError(f"'{directory}' is not a checkpoint: it has no config.json")
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"'{path}' must hold a JSON object, not {type(config).__name__}")
-    return config
+    if not isinstance(found, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, not {type(found).__name__}")
+    return found
 
 
 def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -83,11 +87,7 @@ def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
         ValueError: a missing, truncated or foreign file, named in one line.
     """
     directory = Path(directory)
-    if (directory / INDEX).is_file():
-        files = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-    else:
-        files = [WEIGHTS]
-    for name in files:
+    for name in _files(directory):
         path = directory / name
         if Path(name).name != name or not path.is_file():
             raise ValueError(f"'{directory}' is not a whole checkpoint: {name} is missing")
@@ -97,6 +97,17 @@ def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
                     yield key, opened.get_tensor(key)
         except SafetensorError as error:
             raise ValueError(f"'{path}' is damaged or not a safetensors file: {error}") from error
+
+
+def _files(directory: Path) -> list[str]:
+    """The names of the files that hold the weights, from the index where there is one."""
+    index = directory / INDEX
+    if not index.is_file():
+        return [WEIGHTS]
+    where = _read_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise ValueError(f"'{index}' is not an index of weights: its weight_map must name a file for each tensor")
+    return sorted(set(where.values()))
 
 
 def read_tensors(directory: str | Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The autoencoder: a picture to a small latent picture and back, so that the denoiser works on 24 times fewer numbers.
 
 Convolutional, with a Gaussian bottleneck held near a standard normal by a light KL term (Kingma & Welling 2014; as in
-latent diffusion, Rombach et al. 2022, sec. 3.1). The first downsampling folds 2 x 2 pixels into channels, which costs
+latent diffusion, Rombach et al. 2022, sec. 3.1). The first downsampling folds squares of pixels into channels, which costs
 nothing and keeps every number.
 """
 
@@ -20,13 +20,15 @@ class AutoencoderConfig:
     """Args:
     channels: of the picture, 3 for RGB.
     latent_channels: of the latent picture.
-    widths: channels at 1/2, 1/4, ... of the picture's size; the last is the latent's own resolution.
+    fold: side of the squares of pixels that are folded into channels at the start.
+    widths: channels at 1/fold, 1/(2 fold), ... of the picture's size; the last is the latent's own resolution.
     encoder_blocks, decoder_blocks: residual blocks at each resolution.
     """
 
     channels: int = 3
     latent_channels: int = 8
-    widths: tuple[int, ...] = (48, 96, 192)
+    fold: int = 4
+    widths: tuple[int, ...] = (128, 192)
     encoder_blocks: int = 1
     decoder_blocks: int = 2
 
@@ -39,8 +41,8 @@ class AutoencoderConfig:
         config = cls(**{**values, "widths": tuple(values.get("widths", cls.widths))})
         if not config.widths or any(width < 8 or width % 8 for width in config.widths):
             raise ValueError(f"autoencoder widths must be multiples of 8, not {list(config.widths)}")
-        if min(config.channels, config.latent_channels, config.encoder_blocks, config.decoder_blocks) < 1:
-            raise ValueError("autoencoder channels and blocks must be at least 1")
+        if min(config.channels, config.latent_channels, config.fold, config.encoder_blocks, config.decoder_blocks) < 1:
+            raise ValueError("autoencoder channels, fold and blocks must be at least 1")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +51,7 @@ class AutoencoderConfig:
     @property
     def downsampling(self) -> int:
         """Pixels of the picture for one of the latent, along a side."""
-        return 2 ** len(self.widths)
+        return self.fold * 2 ** (len(self.widths) - 1)
 
 
 class Block(nn.Module):
@@ -71,7 +73,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(config.channels * 4, config.widths[0], 3, padding=1)]
+        folded = config.channels * config.fold**2
+        layers: list[nn.Module] = [nn.PixelUnshuffle(config.fold), nn.Conv2d(folded, config.widths[0], 3, padding=1)]
         for level, width in enumerate(config.widths):
             if level > 0:
                 layers.append(nn.Conv2d(config.widths[level - 1], width, 3, stride=2, padding=1))
@@ -92,8 +95,8 @@ class Decoder(nn.Module):
             if level > 0:
                 layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(widths[level - 1], width, 3, padding=1)]
             layers += [Block(width) for _ in range(config.decoder_blocks)]
-        last = nn.Conv2d(width, config.channels * 4, 3, padding=1)
-        layers += [nn.GroupNorm(8, width), nn.SiLU(), last, nn.PixelShuffle(2)]
+        last = nn.Conv2d(width, config.channels * config.fold**2, 3, padding=1)
+        layers += [nn.GroupNorm(8, width), nn.SiLU(), last, nn.PixelShuffle(config.fold)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

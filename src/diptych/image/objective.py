@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.image.autoencoder import Autoencoder
+from diptych.image.path import Path, add_noise
 
 
 def autoencoder_loss(
@@ -32,3 +33,24 @@ def autoencoder_loss(
 def peak_signal_to_noise(painted: Tensor, pictures: Tensor) -> Tensor:
     """PSNR in dB of each picture, for values in -1..1 (peak to peak 2): (B,)."""
     return 10 * torch.log10(4 / F.mse_loss(painted.float(), pictures.float(), reduction="none").mean((1, 2, 3)))
+
+
+def noise_prediction_loss(
+    network: nn.Module, path: Path, clean: Tensor, noise: Tensor, times: Tensor, context: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The simple DDPM objective: squared error of the predicted noise, evenly over times (Ho et al. 2020, eq. 14).
+
+    Args:
+        clean, noise: (B, C, H, W), float32; times: (B,) in 0..1.
+        context, mask: the prompts, (B, S, width) and (B, S).
+
+    Returns:
+        The mean over the batch, and the loss of each picture (B,), detached.
+    """
+    alpha, sigma = path.coefficients(times)
+    noisy = add_noise(clean, noise, alpha, sigma)
+    dtype = next(network.parameters()).dtype
+    log_snr = 2 * (alpha.log() - sigma.log())
+    predicted = network(noisy.to(dtype), log_snr, context.to(dtype), mask).float()
+    losses = (predicted - noise).square().mean((1, 2, 3))
+    return losses.mean(), losses.detach()

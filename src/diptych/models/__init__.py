@@ -41,4 +41,9 @@ def open_model(name: str, *, device: str | None = None, dtype: str | None = None
         from diptych.image.model import ImageModel
 
         return ImageModel.load(directory, device=device, dtype=dtype)
+    if config.get("panel") == "judge":
+        raise ValueError(
+            f"'{name}' neither writes nor paints: it reads off a picture what is on it, and works inside "
+            "`diptych evaluate MODEL --on scenes`"
+        )
     raise ValueError(f"'{directory}' is not a model of a panel: its config.json says panel {config.get('panel')!r}")

@@ -39,7 +39,8 @@ class Model:
     """[model]: the autoencoder's sizes and the weights of its loss."""
 
     latent_channels: int = 8
-    widths: tuple[int, ...] = (32, 128, 192)
+    fold: int = 4
+    widths: tuple[int, ...] = (128, 192)
     encoder_blocks: int = 1
     decoder_blocks: int = 2
     edge_weight: float = 1.0
@@ -53,7 +54,8 @@ class AutoencoderTask:
         self.recipe = recipe
         self.data = recipe.section("data", Data)
         self.settings = recipe.section("model", Model)
-        sizes = {name: getattr(self.settings, name) for name in ("latent_channels", "widths", "encoder_blocks", "decoder_blocks")}
+        names = ("latent_channels", "fold", "widths", "encoder_blocks", "decoder_blocks")
+        sizes = {name: getattr(self.settings, name) for name in names}
         config = AutoencoderConfig.from_dict(sizes)
         if self.data.size % config.downsampling:
             raise ValueError(f"data.size must be a multiple of {config.downsampling}, not {self.data.size}")

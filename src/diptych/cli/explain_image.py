@@ -1,0 +1,216 @@
+"""A picture's generation told in plain language while it happens, from its own numbers and previews."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.cli.explain_text import tell
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from diptych.core.generation import Generation
+    from diptych.image.runner import ImageResult, ImageStep
+
+TOLD = 9  # steps that get a line, of however many
+# Words for colours, as sRGB; the nearest in Oklab (Ottosson 2020) names a pixel.
+COLOURS = {
+    "black": (12, 12, 14), "dark grey": (70, 70, 74), "grey": (128, 128, 128), "light grey": (195, 195, 198),
+    "white": (248, 248, 246), "red": (215, 35, 35), "dark red": (125, 20, 25), "pink": (245, 165, 185),
+    "orange": (250, 140, 35), "brown": (125, 75, 35), "dark brown": (70, 42, 25), "sandy yellow": (230, 205, 150),
+    "golden yellow": (250, 195, 50), "yellow": (250, 235, 60), "light green": (150, 215, 110), "green": (50, 155, 60),
+    "dark green": (25, 80, 40), "turquoise": (60, 190, 185), "light blue": (155, 210, 245), "blue": (45, 115, 215),
+    "dark blue": (22, 35, 95), "purple": (125, 60, 165), "lilac": (195, 165, 225), "salmon": (245, 135, 110),
+}  # fmt: skip
+
+
+def explain_image(generation: "Generation[ImageStep, ImageResult]", wanted: dict[str, Any]) -> None:
+    """Tell a generation on standard output.
+
+    Args:
+        wanted: the settings, as `ImageModel.generate` takes them.
+    """
+    teller = ImageTeller()
+    tell(opening(wanted))
+    for step in generation:
+        line = teller.line(step)
+        if line:
+            tell(line)
+    tell(teller.closing(generation.result()))
+
+
+def opening(wanted: dict[str, Any]) -> str:
+    scale = wanted["guidance_scale"]
+    text = (
+        f"It starts from static, like a television without a station, drawn with seed {wanted['seed']}: there is no "
+        "picture in it yet. A network that has seen many pictures drown in static looks at it, reads your words "
+        f"'{wanted['prompt']}' and says which part of what it sees is static. What is left is its guess of the "
+        f"finished picture. Each of the {wanted['steps']} steps takes a bit of the static away and asks again."
+    )
+    if scale == 0:
+        text += " Guidance is 0: your words are not read at all."
+    elif scale != 1:
+        against = f"'{wanted['negative_prompt']}'" if wanted.get("negative_prompt") else "no words at all"
+        text += f" Each time it also guesses with {against}, and goes {scale:g} times the way from that guess to yours."
+    return text
+
+
+class ImageTeller:
+    """Turns steps into sentences, each in comparison with the step told before it."""
+
+    def __init__(self) -> None:
+        self.before: ImageStep | None = None
+        self.look: Look | None = None
+
+    def line(self, step: "ImageStep") -> str | None:
+        """What is to be said of a step; None for one that is passed over."""
+        if step.index not in told_steps(step.total):
+            return None
+        look = Look(step.preview())
+        share = noise_words(step.noise_share)
+        parts = [f"Step {step.index + 1} of {step.total}: the picture {share}; {self._guess(step, look)}"]
+        if step.guidance_push > 0:
+            parts.append(self._pushed(step))
+        self.before, self.look = step, look
+        return "; ".join(parts) + "."
+
+    def _guess(self, step: "ImageStep", look: "Look") -> str:
+        if self.before is None or self.look is None:
+            return f"the network's first guess shows {look.shape()}: {look.colours()}"
+        size = float(self.before.denoised.square().mean().sqrt())
+        change = float((step.denoised - self.before.denoised).square().mean().sqrt()) / max(size, 1e-9)
+        if change < 0.005:
+            return f"the guess is the same as at step {self.before.index + 1}"
+        since = f"since step {self.before.index + 1} the guess changed by {percent(change)}"
+        news = look.news(self.look)
+        if change > 0.5:
+            return f"{since}, so it is still making up its mind: now {look.shape()}, {look.colours()}"
+        if change > 0.15:
+            return f"{since}: {news or f'the colours stay, {look.shape()}'}"
+        if news:
+            return f"{since}: {news}"
+        return f"{since}: only details are left, with {look.shape()}"
+
+    def _pushed(self, step: "ImageStep") -> str:
+        if step.guidance_push < 0.01:
+            return "guidance hardly pushed it any more"
+        pushed = f"guidance pushed it by {percent(step.guidance_push)} of its strength"
+        if self.before is None:
+            return f"{pushed} towards your words"
+        ratio = step.guidance_push / max(self.before.guidance_push, 1e-9)
+        if ratio > 1.5:
+            return f"{pushed}, more than before"
+        return f"{pushed}, less than before" if ratio < 0.67 else pushed
+
+    def closing(self, result: "ImageResult") -> str:
+        look = Look(result.image)
+        one = "The picture is" if len(result.images) == 1 else f"All {len(result.images)} pictures are"
+        first = "" if len(result.images) == 1 else " (told of the first)"
+        return (
+            f"{one} finished{first}: no static is left. It shows {look.shape()}; {look.colours()}. Whether it shows "
+            f"what you asked for, only you can see; seed {result.seed} with the same words and settings paints it "
+            "again, another seed starts from other static and ends in another picture."
+        )
+
+
+def told_steps(total: int) -> set[int]:
+    """Steps that get a line: all of a few, else evenly spread, the first and the last among them."""
+    if total <= TOLD:
+        return set(range(total))
+    return {round(place * (total - 1) / (TOLD - 1)) for place in range(TOLD)}
+
+
+class Look:
+    """What can be measured of a picture without knowing what it shows.
+
+    Attributes:
+        names: for the upper, middle and lower third, its commonest colours and their shares.
+        edges: mean step of brightness from pixel to pixel, 0..255, at 128 pixels a side.
+        contrast: standard deviation of brightness, 0..255.
+    """
+
+    def __init__(self, picture: "Image.Image") -> None:
+        pixels = np.asarray(picture.convert("RGB").resize((128, 128)), dtype=np.float64)
+        brightness = pixels @ np.array([0.2126, 0.7152, 0.0722])
+        self.edges = float(np.mean([np.abs(np.diff(brightness, axis=axis)).mean() for axis in (0, 1)]))
+        self.contrast = float(brightness.std())
+        self.names = [_common_colours(third) for third in np.array_split(pixels, 3, axis=0)]
+
+    def shape(self) -> str:
+        if self.contrast < 12:
+            return "hardly more than an even fog"
+        if self.edges < 2.5:
+            return "blurred patches"
+        if self.edges < 5:
+            return "soft shapes without outlines"
+        return "shapes with soft edges" if self.edges < 8 else "clear edges and details"
+
+    def colours(self) -> str:
+        upper, middle, lower = (_shares(names) for names in self.names)
+        if upper == middle == lower:
+            return f"all of it is {upper}"
+        if upper == middle:
+            return f"the upper two thirds are {upper}, the lower third {lower}"
+        if middle == lower:
+            return f"the upper third is {upper}, all below it {lower}"
+        return f"the upper third is {upper}, the middle {middle}, the lower third {lower}"
+
+    def news(self, before: "Look") -> str:
+        """What is new since an earlier look, "" when nothing to speak of is."""
+        parts = []
+        for place, name in enumerate(("upper third", "middle", "lower third")):
+            now, then = self.names[place], before.names[place]
+            if now[0][0] != then[0][0]:
+                parts.append(f"the {name} turned from {then[0][0]} to {_shares(now)}")
+            elif len(now) > 1 and now[1][0] not in [colour for colour, _ in then]:
+                parts.append(f"{now[1][0]} appeared in the {name}")
+        gain = self.edges / max(before.edges, 1e-9) - 1
+        if self.shape() != before.shape():
+            parts.append(f"{before.shape()} became {self.shape()}")
+        elif gain > 0.12:
+            parts.append(f"outlines grew {percent(gain)} sharper")
+        return ", ".join(parts)
+
+
+def _common_colours(pixels: np.ndarray) -> list[tuple[str, float]]:
+    """The commonest colour of some pixels (..., 3) and the next one if it covers a fifth; with their shares."""
+    names = list(COLOURS)
+    palette = _oklab(np.array([COLOURS[name] for name in names], dtype=np.float64))
+    distances = ((_oklab(pixels.reshape(-1, 3))[:, None] - palette) ** 2).sum(-1)
+    shares = np.bincount(distances.argmin(1), minlength=len(names)) / len(distances)
+    first, second = ((names[place], float(shares[place])) for place in np.argsort(-shares, kind="stable")[:2])
+    return [first, second] if second[1] >= 0.2 else [first]
+
+
+def _shares(names: list[tuple[str, float]]) -> str:
+    first, share = names[0]
+    if share >= 0.75:
+        return first
+    return f"mostly {first}" if len(names) == 1 else f"{first} and {names[1][0]}"
+
+
+def _oklab(colours: np.ndarray) -> np.ndarray:
+    """sRGB 0..255 (..., 3) to Oklab, where distances are about as large as they look (Ottosson 2020)."""
+    value = colours / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [[0.4122214708, 0.2119034982, 0.0883024619], [0.5363325363, 0.6806995451, 0.2817188376],
+         [0.0514459929, 0.1073969566, 0.6299787005]]
+    )  # fmt: skip
+    lab: np.ndarray = np.cbrt(cones) @ np.array(
+        [[0.2104542553, 1.9779984951, 0.0259040371], [0.7936177850, -2.4285922050, 0.7827717662],
+         [-0.0040720468, 0.4505937099, -0.8086757660]]
+    )  # fmt: skip
+    return lab
+
+
+def noise_words(share: float) -> str:
+    if share > 0.995:
+        return "is nothing but static"
+    if share < 0.005:
+        return "has hardly any static left"
+    return f"is still {percent(share)} noise" if share > 0.1 else f"is only {percent(share)} noise now"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"

@@ -1,0 +1,143 @@
+"""What the commands share: options, seeds, checks at the door, and what the terminal can show."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diptych.cli import UsageError
+
+if TYPE_CHECKING:
+    from diptych.image.model import ImageModel
+    from diptych.text.model import TextModel
+
+Seed = Annotated[int | None, typer.Option(help="Of every random draw: the same seed, the same result. [fresh]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. [the fastest here]")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16. [what is fast here]")]
+
+
+def application(about: str | None = None) -> typer.Typer:
+    """A typer with plain help, which leaves errors to `diptych.cli.main`."""
+    return typer.Typer(
+        help=about,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """A ValueError in this block is a wrong setting, not a failure."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def one_of(**flags: bool) -> str | None:
+    """The one flag that is set; an error when two exclude each other."""
+    chosen = [name for name, is_set in flags.items() if is_set]
+    if len(chosen) > 1:
+        raise UsageError(f"choose one of {', '.join(f'--{name}' for name in chosen)}")
+    return chosen[0] if chosen else None
+
+
+def output(path: Path | None, *endings: str) -> Path | None:
+    """`path`, whose folder exists and whose name ends as it must; None stays None."""
+    if path is None:
+        return None
+    from diptych.core.files import output_path
+
+    if endings and path.suffix.lower() not in endings:
+        raise UsageError(f"'{path}' must end in {' or '.join(endings)}")
+    with settings():
+        return output_path(path)
+
+
+def unused(stem: str, *endings: str) -> str:
+    """`stem`, or `stem`-2, ... so that none of stem + ending exists."""
+    number, name = 1, stem
+    while any(Path(f"{name}{ending}").exists() for ending in endings):
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def seed_or_fresh(seed: int | None) -> int:
+    """`seed`, checked, or a fresh one."""
+    from diptych.core.randomness import check_seed
+
+    with settings():
+        return check_seed(seed)
+
+
+def tell_fresh_seed(seed: int | None, used: int) -> None:
+    """A seed that was not given is told, so that the result can be made again."""
+    if seed is None:
+        say(f"seed {used}; --seed {used} makes the same again")
+
+
+def text_model(name: str, device: str | None, dtype: str | None) -> "TextModel":
+    model = _load(name, device, dtype)
+    if model.panel != "text":
+        raise UsageError(f"model '{name}' paints pictures; 'diptych image --model {name}' uses it")
+    return model
+
+
+def image_model(name: str, device: str | None, dtype: str | None) -> "ImageModel":
+    model = _load(name, device, dtype)
+    if model.panel != "image":
+        raise UsageError(f"model '{name}' writes text; 'diptych text --model {name}' uses it")
+    return model
+
+
+def _load(name: str, device: str | None, dtype: str | None) -> "TextModel | ImageModel":
+    import diptych
+    from diptych.core.precision import choose
+
+    with settings():
+        choose(device, dtype)
+    return diptych.load(name, device, dtype)
+
+
+def say(line: str) -> None:
+    """A line for the person, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_colour(stream: IO[str]) -> bool:
+    """https://no-color.org: any value that is not empty means no."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def has_true_colour(stream: IO[str]) -> bool:
+    return has_colour(stream) and os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit")
+
+
+def bold(words: str, stream: IO[str] | None = None) -> str:
+    return f"\x1b[1m{words}\x1b[0m" if has_colour(stream or sys.stdout) else words
+
+
+def columns() -> int:
+    """Width of the terminal; 80 in a pipe."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def json_line(value: dict[str, Any]) -> None:
+    """One JSON object a line on standard output. JSON has no infinity: such a number is null."""
+    import json
+
+    from diptych.core.trace import _finite
+
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)

@@ -1,0 +1,78 @@
+"""`diptych models`: what comes with the package."""
+
+import json as json_format
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diptych.cli import frame
+
+
+def models(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List the bundled models."""
+    from diptych.models import bundled
+
+    rows = [_describe(name, directory) for name, directory in bundled().items()]
+    if json:
+        for row in rows:
+            print(json_format.dumps(row, ensure_ascii=False))
+        return
+    if not rows:
+        print("no models are bundled with this installation")
+        return
+    print(frame.bold(f"{'name':<12} {'panel':<6} {'parameters':>11} {'size':>8}  {'what it does':<38} where"))
+    for row in rows:
+        size = f"{row['bytes'] / 1e6:.1f} MB"
+        parameters = f"{row['parameters'] / 1e6:.1f} M"
+        what = f"{row['name']:<12} {row['panel']:<6} {parameters:>11} {size:>8}  {row['about']:<38}"
+        print(f"{what} {_near(row['path'])}")
+
+
+def _describe(name: str, directory: Path) -> dict[str, Any]:
+    config = json_format.loads((directory / "config.json").read_text())
+    files = sorted(directory.glob("*.safetensors"))
+    return {
+        "name": name,
+        "panel": str(config.get("panel", "?")),
+        "parameters": sum(map(count_parameters, files)),
+        "bytes": sum(file.stat().st_size for file in files),
+        "about": _about(config),
+        "path": str(directory),
+    }
+
+
+def count_parameters(file: Path) -> int:
+    """Numbers in a safetensors file, from its header alone: 8 bytes of length, then JSON with every tensor's shape."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"'{file}' is damaged or not a safetensors file")
+        try:
+            header = json_format.loads(opened.read(length))
+        except ValueError as error:
+            raise ValueError(f"'{file}' is damaged or not a safetensors file") from error
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _about(config: dict[str, Any]) -> str:
+    """In a few words, from the config: what the model makes of a prompt."""
+    if config.get("panel") == "text":
+        context = config.get("decoder", {}).get("context")
+        return f"writes, {context} tokens in view" if context else "writes"
+    if config.get("panel") == "image":
+        size = config.get("size")
+        return f"paints {size} x {size} pictures" if size else "paints"
+    return "judges scenes" if config.get("panel") == "judge" else ""
+
+
+def _near(path: str) -> str:
+    """The path from here, where that is shorter."""
+    try:
+        return min(os.path.relpath(path), path, key=len)
+    except ValueError:  # another drive
+        return path

@@ -1,0 +1,207 @@
+"""Training the denoiser and its text encoder on latents of composed scenes."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diptych.core.files import atomic_file
+from diptych.core.precision import choose
+from diptych.core.randomness import generator, normal
+from diptych.core.tokenizer import Tokenizer
+from diptych.core.weights import load_into, read_config
+from diptych.data import scenes
+from diptych.data.rendered import cache_directory, render
+from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
+from diptych.image.model import ImageModel
+from diptych.image.objective import noise_prediction_loss
+from diptych.image.runner import ImageRequest, ImageRunner
+from diptych.image.unet import UNet, UNetConfig
+from diptych.train.recipe import Recipe
+
+CHOICE, NOISE, TIMES, WORDS, DROPPED = 1, 2, 3, 4, 5  # streams of randomness
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: scenes and how they become latents.
+
+    Args:
+        autoencoder: checkpoint directory of the trained autoencoder.
+        scenes, held_out, seed, size: as for the autoencoder; the last `held_out` validate.
+        captions: of the vocabulary's training.
+        vocab_size: tokens of the prompts' vocabulary.
+    """
+
+    autoencoder: str
+    scenes: int = 24000
+    held_out: int = 256
+    seed: int = 11
+    size: int = 128
+    captions: int = 8000
+    vocab_size: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < self.scenes:
+            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model]: the path, the share of captions left out (for guidance), and the sizes of the two networks."""
+
+    path: str = "ddpm-cosine"
+    caption_dropout: float = 0.1
+    unet: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"model.caption_dropout must be at least 0 and below 1, not {self.caption_dropout}")
+
+
+class DiffusionBatch(NamedTuple):
+    """latents and noise (B, C, h, w), times (B,), tokens and mask (B, S)."""
+
+    latents: Tensor
+    noise: Tensor
+    times: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class DiffusionTask:
+    unit = "pictures"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.data = recipe.section("data", Data)
+        settings = recipe.section("model", Model)
+        self.settings = settings
+        self.device, self.compute = choose()
+        autoencoder = Autoencoder(AutoencoderConfig.from_dict(read_config(self.data.autoencoder)["autoencoder"]))
+        load_into(autoencoder, self.data.autoencoder)
+        autoencoder.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rendered = render(self.data.seed, self.data.scenes, self.data.size)
+        self.truth = rendered.truth
+        captions = [self._caption(index, 0) for index in range(min(self.data.captions, self.data.scenes))]
+        tokenizer = Tokenizer.train(captions, self.data.vocab_size)
+        torch.manual_seed(recipe.run.seed)
+        encoder = TextEncoder(EncoderConfig.from_dict({"vocab_size": tokenizer.size, **settings.encoder}))
+        channels, width = autoencoder.config.latent_channels, encoder.config.width
+        unet = UNet(UNetConfig.from_dict({"channels": channels, "context_width": width, **settings.unet}))
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.ModuleDict = nn.ModuleDict({"encoder": encoder, "unet": unet}).to(self.device)
+        self.painter = ImageModel(
+            recipe.name,
+            encoder=encoder,
+            unet=unet,
+            autoencoder=autoencoder,
+            tokenizer=tokenizer,
+            path=settings.path,
+            size=self.data.size,
+        )
+        self.latents = latents_of(autoencoder, rendered.pictures, rendered.key, self.compute)
+
+    def _caption(self, index: int, epoch: int) -> str:
+        words = generator(seed=self.data.seed, sample=index, step=epoch, stream=WORDS)
+        return scenes.random_caption(self.truth[index], words)
+
+    def batch(self, step: int) -> DiffusionBatch:
+        """Pictures in an order of its own for each epoch, a fresh wording each time one is seen."""
+        seed, size = self.recipe.run.seed, self.recipe.run.batch
+        total = self.data.scenes - self.data.held_out
+        places = range(step * size, (step + 1) * size)
+        orders = {epoch: generator(seed=seed, step=epoch, stream=CHOICE).permutation(total) for epoch in {p // total for p in places}}
+        chosen = [(int(orders[place // total][place % total]), place // total) for place in places]
+        dropped = generator(seed=seed, step=step, stream=DROPPED).random(size) < self.settings.caption_dropout
+        prompts = ["" if drop else self._caption(*one) for one, drop in zip(chosen, dropped, strict=True)]
+        tokens, mask = encode_prompts(self.painter.tokenizer, prompts, self.painter.encoder.config.length)
+        latents = torch.from_numpy(self.latents[[index for index, _ in chosen]]).float()
+        # One time in each of `size` equal parts: the loss of a batch varies less.
+        path = self.painter.path
+        parts = (np.arange(size) + generator(seed=seed, step=step, stream=TIMES).random(size)) / size
+        times = torch.from_numpy(path.end + (1 - path.end) * parts)
+        noise = normal(tuple(latents.shape), seed=seed, step=step, stream=NOISE)
+        moved = (part.to(self.device) for part in (latents, noise, times, tokens, mask))
+        return DiffusionBatch(*moved)
+
+    def count(self, batch: DiffusionBatch) -> int:
+        return len(batch.latents)
+
+    def loss(self, batch: DiffusionBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        context = self.painter.encoder(batch.tokens, batch.mask)
+        loss, each = noise_prediction_loss(
+            self.painter.unet, self.painter.path, batch.latents, batch.noise, batch.times, context, batch.mask
+        )
+        half = len(each) // 2
+        return loss, {"loss_low_noise": each[:half].mean().item(), "loss_high_noise": each[half:].mean().item()}
+
+    def validate(self) -> dict[str, float]:
+        """Loss on pictures that training never sees, with fixed noise and one time for each picture, evenly spread."""
+        held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
+        painter, count = self.painter, self.data.held_out
+        times = torch.linspace(painter.path.end, painter.path.start, count, device=self.device)
+        order = torch.from_numpy(generator(seed=0, stream=TIMES).permutation(count))
+        noise = normal((count, *painter.latent_shape), seed=0, stream=NOISE).to(self.device)
+        latents = torch.from_numpy(self.latents[held_out.start :]).float().to(self.device)
+        losses = []
+        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+            for rows in torch.arange(count).split(32):
+                condition = painter.encode([self.truth[held_out[int(row)]].caption() for row in rows])
+                losses.append(
+                    noise_prediction_loss(
+                        painter.unet, painter.path, latents[rows], noise[rows], times[order[rows]], condition.context, condition.mask
+                    )[1]
+                )
+        return {"noise_loss": torch.cat(losses).mean().item()}
+
+    def sample(self, directory: Path, step: int) -> None:
+        """Held-out scenes, painted from the same seeds at every time, so that sheets compare."""
+        chosen = [scene for scene in scenes.held_out_scenes() if (scene.animal, scene.worn) == ("cat", "sunglasses")][:1]
+        chosen += scenes.held_out_scenes()[:: len(scenes.held_out_scenes()) // SHOWN]
+        runner: ImageRunner = self.painter.runner()
+        jobs = [runner.admit(ImageRequest(scene.caption(), seed=k)) for k, scene in enumerate(chosen[:SHOWN])]
+        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
+            while not jobs[0].is_done:
+                runner.advance(jobs)
+        size = self.data.size
+        sheet = Image.new("RGB", (size * SHOWN // 2, size * 2))
+        for place, job in enumerate(jobs):
+            sheet.paste(runner.finish(job).image, (size * (place % (SHOWN // 2)), size * (place // (SHOWN // 2))))
+        sheet.save(directory / f"step-{step:08d}.png")
+
+    def save(self, directory: Path, card: str) -> None:
+        self.painter.save(directory, card)
+
+
+def latents_of(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute: torch.dtype) -> np.ndarray:
+    """Latents (N, C, h, w) float16 of pictures (N, 3, H, W) uint8, from the cache or encoded now.
+
+    The cache's name depends on the pictures' key and on the autoencoder's weights.
+    """
+    digest = hashlib.sha256(key.encode())
+    for tensor in autoencoder.state_dict().values():
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    path = cache_directory() / f"latents-{digest.hexdigest()[:16]}.npy"
+    if not path.is_file():
+        device = autoencoder.shift.device
+        parts = []
+        for start in range(0, len(pictures), 64):
+            part = torch.from_numpy(pictures[start : start + 64].copy()).to(device).float() / 127.5 - 1
+            with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
+                parts.append(autoencoder.encode(part.contiguous(memory_format=torch.channels_last)).half().cpu().numpy())
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(parts), allow_pickle=False)
+    return np.load(path, allow_pickle=False)
+
+
+def build(recipe: Recipe) -> DiffusionTask:
+    return DiffusionTask(recipe)

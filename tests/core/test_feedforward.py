@@ -1,0 +1,33 @@
+"""The feed-forward layer against its formula, and its activations against theirs."""
+
+import math
+
+import pytest
+import torch
+
+from diptych.core.feedforward import ACTIVATIONS, FeedForward
+
+FORMULA = {
+    "silu": lambda x: x / (1 + (-x).exp()),
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),  # Hendrycks & Gimpel 2016, eq. 2
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("is_gated", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_feedforward_is_its_formula(activation, is_gated, has_bias):
+    torch.manual_seed(0)
+    layer = FeedForward(6, 10, activation=activation, is_gated=is_gated, has_bias=has_bias).double()
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    hidden = x @ layer.up.weight.T + (layer.up.bias if has_bias else 0)
+    bend = FORMULA[activation]
+    hidden = bend(hidden[..., :10]) * hidden[..., 10:] if is_gated else bend(hidden)  # Shazeer 2020, eq. 6
+    expected = hidden @ layer.down.weight.T + (layer.down.bias if has_bias else 0)
+    assert torch.allclose(layer(x), expected, atol=1e-12)
+    assert (layer.up.bias is not None) == (layer.down.bias is not None) == has_bias
+
+
+def test_an_unknown_activation_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown activation 'sillu'; did you mean 'silu'"):
+        FeedForward(6, 10, activation="sillu")

@@ -1,0 +1,34 @@
+"""Norms against their formulas; statistics stay float32 where the computation is bfloat16."""
+
+import pytest
+import torch
+
+from diptych.core.norms import NORMS, RMSNorm
+
+
+def test_rms_norm_is_its_formula():
+    norm = RMSNorm(5, eps=1e-3)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    assert torch.allclose(norm(x), expected, atol=1e-6)
+    assert norm(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_leave_unit_size_and_keep_their_width(name):
+    x = 50 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) + (0 if name == "rms" else 9)
+    assert torch.allclose(NORMS[name](64, 1e-6)(x).square().mean(-1), torch.ones(4), rtol=1e-4)
+
+
+def test_statistics_of_bfloat16_are_those_of_float32():
+    """The square of 300 overflows float16, and a long sum loses a bfloat16's 8 bits: the answer must not."""
+    x = torch.full((1, 1000), 300.0)
+    assert torch.equal(RMSNorm(1000)(x.half()), torch.ones(1, 1000).half())
+    mixed = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = RMSNorm(4096)(mixed.float())
+    assert torch.equal(RMSNorm(4096)(mixed), exact.bfloat16())
+
+
+def test_a_row_of_zeros_stays_zero():
+    assert torch.equal(RMSNorm(8)(torch.zeros(2, 8)), torch.zeros(2, 8))
