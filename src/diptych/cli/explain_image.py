@@ -125,6 +125,7 @@ class Look:
 
     Attributes:
         names: for the upper, middle and lower third, its commonest colours and their shares.
+        centre: the same for the place where the thing that a picture is of mostly is.
         edges: mean step of brightness from pixel to pixel, 0..255, at 128 pixels a side.
         contrast: standard deviation of brightness, 0..255.
     """
@@ -135,35 +136,47 @@ class Look:
         self.edges = float(np.mean([np.abs(np.diff(brightness, axis=axis)).mean() for axis in (0, 1)]))
         self.contrast = float(brightness.std())
         self.names = [_common_colours(third) for third in np.array_split(pixels, 3, axis=0)]
+        self.centre = _common_colours(pixels[48:104, 44:84])
 
     def shape(self) -> str:
         if self.contrast < 12:
             return "hardly more than an even fog"
-        if self.edges < 2.5:
+        if self.edges < 1.6:
             return "blurred patches"
-        if self.edges < 5:
+        if self.edges < 3.2:
             return "soft shapes without outlines"
-        return "shapes with soft edges" if self.edges < 8 else "clear edges and details"
+        return "shapes with soft edges" if self.edges < 4.6 else "clear edges and details"
 
     def colours(self) -> str:
         upper, middle, lower = (_shares(names) for names in self.names)
         if upper == middle == lower:
-            return f"all of it is {upper}"
-        if upper == middle:
-            return f"the upper two thirds are {upper}, the lower third {lower}"
-        if middle == lower:
-            return f"the upper third is {upper}, all below it {lower}"
-        return f"the upper third is {upper}, the middle {middle}, the lower third {lower}"
+            whole = f"all of it is {upper}"
+        elif upper == middle:
+            whole = f"the upper two thirds are {upper}, the lower third {lower}"
+        elif middle == lower:
+            whole = f"the upper third is {upper}, all below it {lower}"
+        else:
+            whole = f"the upper third is {upper}, the middle {middle}, the lower third {lower}"
+        thing = self.thing()
+        return f"{whole}, with something {thing} in the centre" if thing else whole
+
+    def thing(self) -> str:
+        """The colour in the centre where it is not one of its surroundings', else ""."""
+        around = {colour for names in self.names[1:] for colour, _ in names}
+        colour, share = self.centre[0]
+        return colour if colour not in around and share >= 0.3 else ""
 
     def news(self, before: "Look") -> str:
         """What is new since an earlier look, "" when nothing to speak of is."""
         parts = []
         for place, name in enumerate(("upper third", "middle", "lower third")):
             now, then = self.names[place], before.names[place]
-            if now[0][0] != then[0][0]:
+            if now[0][0] not in [colour for colour, _ in then]:
                 parts.append(f"the {name} turned from {then[0][0]} to {_shares(now)}")
             elif len(now) > 1 and now[1][0] not in [colour for colour, _ in then]:
                 parts.append(f"{now[1][0]} appeared in the {name}")
+        if self.thing() and self.thing() != before.thing():
+            parts.append(f"something {self.thing()} came up in the centre")
         gain = self.edges / max(before.edges, 1e-9) - 1
         if self.shape() != before.shape():
             parts.append(f"{before.shape()} became {self.shape()}")

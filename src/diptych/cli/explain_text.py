@@ -57,7 +57,7 @@ class TextTeller:
     def __init__(self, prompt: str) -> None:
         self.written = prompt
         self.sure: list[tuple[str, float]] = []
-        self.before: float | None = None  # entropy of the last token told
+        self.before: float | None = None  # entropy of the last piece
         self.hardest = (0.0, "")
         self.entropies: list[float] = []
         self.likeliest = 0
@@ -70,6 +70,7 @@ class TextTeller:
         self.entropies.append(step.entropy)
         self.likeliest += rank == 1
         self.last = drawn.text
+        before, self.before = self.before, step.entropy
         lines = []
         if rank == 1 and step.probability >= SURE and self.entropies[1:]:
             self.sure.append((drawn.text, step.probability))
@@ -80,53 +81,26 @@ class TextTeller:
         lines = self._folded()
         if step.entropy > self.hardest[0]:
             self.hardest = (step.entropy, tail(self.written))
-        lines.append(self._told(step, rank, drawn.text))
-        self.before = step.entropy
+        lines.append(self._told(step, rank, drawn.text, before))
         self.written += step.text
         return lines
 
-    def _told(self, step: "TextStep", rank: int, piece: str) -> str:
+    def _told(self, step: "TextStep", rank: int, piece: str, before: float | None) -> str:
         first = step.candidates[0]
         chance, name = percent(step.probability), quoted(piece)
         if rank == 1 and step.probability >= 0.5:
             what = f"it gave {name} {chance} and took it{_raised(step)}"
         elif rank == 1:
-            what = f"{self._hard(step)}; the likeliest, {name} with {chance}, was drawn{_raised(step)}"
+            what = f"{hard(step, before)}; the likeliest, {name} with {chance}, was drawn{_raised(step)}"
         else:
             place = ORDINALS[rank] if rank < len(ORDINALS) else f"its {rank}th choice"
             if rank > EXPLAINED:
                 place = f"a choice after its first {EXPLAINED}"
             what = (
-                f"{self._hard(step)}; {quoted(first.text)} was likeliest with {percent(first.probability)}, but the "
+                f"{hard(step, before)}; {quoted(first.text)} was likeliest with {percent(first.probability)}, but the "
                 f"draw fell on {place}, {name} with {chance}{_raised(step)}"
             )
         return f"After {quoted(tail(self.written))} {what}."
-
-    def _hard(self, step: "TextStep") -> str:
-        """How open the next piece was, in comparison with the last one told."""
-        sides = math.exp(step.entropy)
-        count, reached = 0, 0.0
-        for candidate in step.candidates[:EXPLAINED]:
-            if reached >= 0.5:
-                break
-            reached += candidate.probability
-            count += 1
-        noun = "words" if step.candidates[0].text.startswith(" ") else "pieces"
-        if reached < 0.5:
-            share = f"more than {count} {noun} share half of the odds"
-        elif count == 1:
-            share = "one choice has half of the odds"
-        else:
-            share = f"{count} {noun} share half of the odds"
-        if self.before is None:
-            how = "many ways lead on" if sides > 8 else "a few ways lead on"
-        elif step.entropy > self.before + 0.7:
-            how = "the next one was harder"
-        elif step.entropy < self.before - 0.7:
-            how = "the next one was easier"
-        else:
-            how = "it was about as open" if sides > 3 else "there was little doubt"
-        return f"{how}: {share}, as unsure as a fair die with {max(2, round(sides))} sides"
 
     def _folded(self) -> list[str]:
         if not self.sure:
@@ -158,6 +132,33 @@ class TextTeller:
         )
         lines.append(_controls(result))
         return lines
+
+
+def hard(step: "TextStep", before: float | None) -> str:
+    """How open the next piece was, in comparison with the piece before it, whose entropy was `before`."""
+    sides = math.exp(step.entropy)
+    count, reached = 0, 0.0
+    for candidate in step.candidates[:EXPLAINED]:
+        if reached >= 0.5:
+            break
+        reached += candidate.probability
+        count += 1
+    noun = "words" if step.candidates[0].text.startswith(" ") else "pieces"
+    if reached < 0.5:
+        share = f"more than {count} {noun} share half of the odds"
+    elif count == 1:
+        share = "one choice has half of the odds"
+    else:
+        share = f"{count} {noun} share half of the odds"
+    if before is None:
+        how = "many ways lead on" if sides > 8 else "a few ways lead on"
+    elif step.entropy > before + 0.7:
+        how = "the next one was harder"
+    elif step.entropy < before - 0.7:
+        how = "the next one was easier"
+    else:
+        how = "it was about as open" if sides > 3 else "there was little doubt"
+    return f"{how}: {share}, as unsure as a fair die with {max(2, round(sides))} sides"
 
 
 def _controls(result: "TextResult") -> str:

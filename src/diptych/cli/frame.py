@@ -135,9 +135,7 @@ def columns() -> int:
 
 
 def json_line(value: dict[str, Any]) -> None:
-    """One JSON object a line on standard output. JSON has no infinity: such a number is null."""
+    """One JSON object a line on standard output."""
     import json
 
-    from diptych.core.trace import _finite
-
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False), flush=True)
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from diptych.text.runner import Candidate
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
-BAR, TOKEN = 6, 14
+BAR, TOKEN = 6, 14  # cells
+NEGLIGIBLE = 0.001  # what is less likely is not shown beside the drawn token
 LEGEND = (
     "Percent under the whole vocabulary → percent it was drawn with (– is excluded by the controls); # is the rank of "
     "the drawn token; 'unsure' is the entropy in nats. A space shows as ·, the end of a line as ⏎."
@@ -71,6 +72,8 @@ def row(
     for number, candidate in enumerate(candidates):
         if number == place:
             continue
+        if others and max(candidate.probability, candidate.odds) < NEGLIGIBLE:
+            break
         cell = f"{visible(candidate.text)} {percent(candidate.probability)}→{percent(candidate.odds)}  "
         if cell_len(others + cell) > room + 2:
             break

@@ -34,11 +34,11 @@ def half_blocks(picture: "Image.Image", columns: int = COLUMNS, rows: int = ROWS
     pixels = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).tobytes()
     text = Text()
     for row in range(0, height, 2):
+        text.append("\n" if row else "")
         for column in range(width):
             upper, lower = (3 * ((row + below) * width + column) for below in (0, 1))
             colours = ["#" + pixels[place : place + 3].hex() for place in (upper, lower)]
             text.append("▀", Style(color=colours[0], bgcolor=colours[1]))
-        text.append("\n")
     return text
 
 

@@ -36,9 +36,7 @@ def film(
 
     recorded = Trace.load(file)
     if recorded.panel != "image":
-        raise ValueError(
-            f"'{file}' is a text trace, a film is made of an image trace; 'diptych trace show' shows both"
-        )
+        raise ValueError(f"'{file}' is a text trace, a film is made of an image trace; 'diptych trace show' shows both")
     if not {"preview", "preview_noisy"} <= set(recorded.arrays) or not len(recorded):
         raise ValueError(f"'{file}' holds no pictures to make a film of")
     count = recorded.arrays["preview"].shape[1]

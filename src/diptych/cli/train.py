@@ -1,6 +1,7 @@
 """`diptych train`: a recipe becomes a model, with a bar that says how far it is and a run that can be stopped."""
 
 import json
+import math
 import re
 import sys
 import time
@@ -139,7 +140,7 @@ def _watching() -> Iterator[Callable[["Progress"], None]]:
         with _bar() as watch:
             yield watch
         return
-    last = time.perf_counter()
+    last = -math.inf  # the first step is told: it says that the run has begun
     reported: dict[str, float] = {}
 
     def tell(progress: "Progress") -> None:

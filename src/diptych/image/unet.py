@@ -159,8 +159,10 @@ class UNet(nn.Module):
             self.up.append(stages)
             if level > 0:
                 self.grow.append(nn.Conv2d(source, source, 3, padding=1))
-        self.leave = nn.Sequential(nn.GroupNorm(32, source), nn.SiLU(), nn.Conv2d(source, config.channels, 3, padding=1))
-        nn.init.zeros_(self.leave[2].weight)  # type: ignore[arg-type]
+        last = nn.Conv2d(source, config.channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.leave = nn.Sequential(nn.GroupNorm(32, source), nn.SiLU(), last)
 
     def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """Predict the noise.

@@ -1,0 +1,34 @@
+"""A tiny image model with random weights: what does not depend on training is tested on it."""
+
+import pytest
+import torch
+from diptych.core.tokenizer import Tokenizer
+from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.image.encoders import EncoderConfig, TextEncoder
+from diptych.image.model import ImageModel
+from diptych.image.unet import UNet, UNetConfig
+
+
+def make_tiny_model(seed: int = 0) -> ImageModel:
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer.train(["a cat on a beach", "a dog in a forest at night"], 300)
+    encoder = TextEncoder(EncoderConfig(vocab_size=tokenizer.size, width=32, num_layers=1, num_heads=2, length=24))
+    unet = UNet(
+        UNetConfig(channels=4, widths=(32, 64), blocks=1, has_attention=(False, True), head_dim=32, context_width=32)
+    )
+    autoencoder = Autoencoder(AutoencoderConfig(latent_channels=4, fold=4, widths=(16, 32), decoder_blocks=1))
+    for module in (unet, autoencoder):
+        # What starts at zero would leave parts of the network unseen by the tests.
+        for parameter in module.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+        module.eval().requires_grad_(False)
+    encoder.eval().requires_grad_(False)
+    return ImageModel(
+        "tiny", encoder=encoder, unet=unet, autoencoder=autoencoder, tokenizer=tokenizer, path="ddpm-cosine", size=64
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ImageModel:
+    return make_tiny_model()
