@@ -11,11 +11,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# The data to train and test on, where it lies beside the project; tests that need it are skipped elsewhere.
-ifneq ($(wildcard ../shared/data),)
-export DIPTYCH_DATA ?= $(abspath ../shared/data)
-endif
-
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 

@@ -71,7 +71,8 @@ def test_random_wording_is_clean_and_mostly_complete() -> None:
     drawn = [(scene, scenes.random_caption(scene, rng)) for scene in scenes.all_scenes()]
     for _, words in drawn:
         assert words == words.lower().strip()
-        assert "  " not in words and "." not in words and " ," not in words and not words.endswith(",")
+        assert not any(mark in words for mark in ("  ", ".", " ,"))
+        assert not words.endswith(",")
     needed = [{"animal", "place", "time"} | ({"worn"} if scene.worn != "nothing" else set()) for scene, _ in drawn]
     complete = np.mean([parts <= parse(words).keys() for parts, (_, words) in zip(needed, drawn, strict=True)])
     with_style = np.mean(["style" in parse(words) for _, words in drawn])

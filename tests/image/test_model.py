@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor, nn
+
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.denoiser import Condition, Denoiser
 from diptych.image.encoders import encode_prompts
@@ -12,8 +15,6 @@ from diptych.image.model import ImageModel
 from diptych.image.objective import autoencoder_loss, noise_prediction_loss
 from diptych.image.path import ddpm_cosine, ddpm_linear, variance_exploding
 from diptych.image.unet import UNet, UNetConfig
-from PIL import Image
-from torch import Tensor, nn
 
 
 def test_a_saved_model_paints_the_same(tiny: ImageModel, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Paths and nodes against published schedules and their own inverses."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+
 from diptych.image.nodes import NODES, karras, nodes_named
 from diptych.image.path import PATHS, add_noise, ddpm_cosine, ddpm_linear, path_named, variance_exploding
 
@@ -60,7 +62,7 @@ def test_nodes_fall_from_the_noisiest_to_the_clean_picture(name: str, rule: str,
     assert len(nodes) == steps + 1
     assert ratios[0] == pytest.approx(path.node(path.start).noise_ratio)
     assert ratios[-1] == 0
-    assert all(before > after for before, after in zip(ratios, ratios[1:], strict=False))
+    assert all(before > after for before, after in pairwise(ratios))
 
 
 def test_karras_nodes_follow_their_equation() -> None:

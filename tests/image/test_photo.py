@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diptych.image.photo import open_picture, read_facts, save_png, to_bytes, to_picture, to_tensor
 from PIL import Image
+
+from diptych.image.photo import open_picture, read_facts, save_png, to_bytes, to_picture, to_tensor
 
 
 def test_bytes_come_back_bit_for_bit() -> None:

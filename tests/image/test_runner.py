@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from diptych.image.model import ImageModel
 from diptych.image.runner import ImageRequest, ImageResult
 from diptych.image.samplers import SAMPLERS
-from torch import Tensor
 
 
 def pixels(result: ImageResult) -> np.ndarray:

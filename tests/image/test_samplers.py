@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from diptych.image.nodes import NODES, karras
 from diptych.image.path import Node, Path, ddpm_cosine, ddpm_linear, ddpm_scaled_linear, variance_exploding
 from diptych.image.samplers import SAMPLERS, Sampler, Visit, sampler_named
-from torch import Tensor
 
 SPREAD = 0.5  # standard deviation of the data
 PATHS = [variance_exploding(), ddpm_linear(), ddpm_scaled_linear(), ddpm_cosine()]
@@ -32,7 +34,7 @@ def run(
     random = torch.Generator().manual_seed(seed)
     route = sampler.route(nodes)
     visits: list[Visit] = []
-    for here, there in zip(route[:-1], route[1:], strict=True):
+    for here, there in pairwise(route):
         visits.append(Visit(here, x, denoiser(x, here)))
         x = sampler.update(visits, there, torch.randn(x.shape, generator=random, dtype=x.dtype))
     return x
@@ -80,7 +82,7 @@ def test_ancestral_sampling_reproduces_the_variance(name: str, path: Path) -> No
 @pytest.mark.parametrize("rule", NODES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_every_sampler_ends_on_the_picture_when_the_denoiser_knows_it(name: str, rule: str, steps: int) -> None:
-    """A constant denoiser is exact for every formula: all noise must be gone at the end, whatever the number of steps."""
+    """A constant denoiser is exact for every formula: all noise must be gone at the end, after any number of steps."""
     picture = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(1, 3, 2, 2)
     nodes = NODES[rule](ddpm_cosine(), steps)
     end = run(SAMPLERS[name], nodes, torch.ones(1, 3, 2, 2, dtype=torch.float64), lambda x, node: picture)

@@ -12,8 +12,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 SPEECH = frozenset(
-    ("said", "asked", "replied", "shouted", "cried", "exclaimed", "yelled", "whispered", "answered", "called", "says")
-    + ("added", "told", "sang", "explained", "responded", "growled", "barked", "meowed", "roared", "begged", "agreed")
+    (
+        *("said", "asked", "replied", "shouted", "cried", "exclaimed", "yelled", "whispered", "answered", "called"),
+        *("says", "added", "told", "sang", "explained", "responded", "growled", "barked", "meowed", "roared"),
+        *("begged", "agreed"),
+    )
 )
 NAMING = frozenset({("name", "is"), ("name", "was"), ("is", "called"), ("was", "called")})
 DETERMINERS = frozenset(

@@ -29,7 +29,7 @@ MOJIBAKE = {
 }  # fmt: skip
 BROKEN = re.compile(r"\ufffd|[ÃÂ][\x80-\xff€™œ]|â[€\x80-\xff ,.]|\bâ\b")
 STYLE = str.maketrans(
-    {mark: '"' for mark in "“”„‟«»″"} | {mark: "'" for mark in "‘’‚‛′`´"} | {"…": "...", "\u00ad": None, "\ufeff": None}
+    {**dict.fromkeys("“”„‟«»″", '"'), **dict.fromkeys("‘’‚‛′`´", "'"), "…": "...", "\u00ad": None, "\ufeff": None}
 )
 CHAPTER = re.compile(r"^(?:CHAPTER|BOOK|PART|STORY)\s+(?:[IVXLC]+|\d+)\b.*$", re.MULTILINE)
 
@@ -213,7 +213,8 @@ def _rejoin(text: str) -> str:
     joined = lines[:1]
     for line, following in pairwise(lines):
         is_inside = len(line) >= 50 and line[-1] not in ".!?:'\"*-_)"
-        if is_inside or width - 6 < len(line) + 1 + len(following.split(" ")[0]) and width <= 100:
+        is_full = width <= 100 and width - 6 < len(line) + 1 + len(following.split(" ")[0])
+        if is_inside or is_full:
             joined[-1] += " " + following
         else:
             joined.append(following)

@@ -5,7 +5,9 @@ of the code that draws), so a changed drawing never meets old pictures.
 """
 
 import hashlib
+import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,17 +49,30 @@ def cache_directory() -> Path:
     return folder
 
 
+def _drawn(tasks: list[tuple[int, int, int, int]]) -> Iterator[np.ndarray]:
+    """The pictures of each task in turn. Fresh processes, not forks: torch may have threads by now."""
+    processes = min(len(tasks), os.cpu_count() or 1)
+    if processes == 1:
+        yield from map(_draw, tasks)
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_draw, tasks)
+
+
 def render(seed: int, count: int, size: int = 128) -> RenderedScenes:
-    """The training scenes 0..count-1 of a seed, from the cache or drawn now by all processors."""
+    """The training scenes 0..count-1 of a seed, from the cache or drawn now by all processors.
+
+    Raises:
+        ValueError: where the sprites are missing under DIPTYCH_DATA.
+    """
     key = _key(seed, count, size)
     path = cache_directory() / f"scenes-{key}.npy"
     if not path.is_file():
         tasks = [(seed, start, min(start + CHUNK, count), size) for start in range(0, count, CHUNK)]
-        with atomic_file(path) as temporary, ProcessPoolExecutor(os.cpu_count()) as pool:
-            with temporary.open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for pictures in pool.map(_draw, tasks):
-                    file.write(pictures.tobytes())
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, size, size)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for pictures in _drawn(tasks):
+                file.write(pictures.tobytes())
     pictures = np.load(path, mmap_mode="r", allow_pickle=False)
     return RenderedScenes(pictures, [scenes.scene_at(seed, index) for index in range(count)], key)

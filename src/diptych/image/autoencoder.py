@@ -1,8 +1,8 @@
 """The autoencoder: a picture to a small latent picture and back, so that the denoiser works on 24 times fewer numbers.
 
 Convolutional, with a Gaussian bottleneck held near a standard normal by a light KL term (Kingma & Welling 2014; as in
-latent diffusion, Rombach et al. 2022, sec. 3.1). The first downsampling folds squares of pixels into channels, which costs
-nothing and keeps every number.
+latent diffusion, Rombach et al. 2022, sec. 3.1). The first downsampling folds squares of pixels into channels, which
+costs nothing and keeps every number.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -51,11 +51,11 @@ class AutoencoderConfig:
     @property
     def downsampling(self) -> int:
         """Pixels of the picture for one of the latent, along a side."""
-        return self.fold * 2 ** (len(self.widths) - 1)
+        return self.fold << (len(self.widths) - 1)
 
 
 class Block(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), the last convolution starting at zero so that a block starts as nothing."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); the last convolution starts at zero, so a block starts as nothing."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,7 +67,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        change: Tensor = self.conv2(F.silu(self.norm2(h)))
+        return x + change
 
 
 class Encoder(nn.Module):
@@ -83,7 +84,8 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        moments: Tensor = self.layers(x)
+        return moments
 
 
 class Decoder(nn.Module):
@@ -93,14 +95,18 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)]
         for level, width in enumerate(widths):
             if level > 0:
-                layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(widths[level - 1], width, 3, padding=1)]
+                layers += [
+                    nn.Upsample(scale_factor=2, mode="nearest"),
+                    nn.Conv2d(widths[level - 1], width, 3, padding=1),
+                ]
             layers += [Block(width) for _ in range(config.decoder_blocks)]
         last = nn.Conv2d(width, config.channels * config.fold**2, 3, padding=1)
         layers += [nn.GroupNorm(8, width), nn.SiLU(), last, nn.PixelShuffle(config.fold)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        picture: Tensor = self.layers(z)
+        return picture
 
 
 class Autoencoder(nn.Module):
@@ -135,7 +141,8 @@ class Autoencoder(nn.Module):
         """The picture of a normalised latent, in about -1..1, float32."""
         weight = next(self.decoder.parameters())
         raw = z.float() * self.scale.float()[:, None, None] + self.shift.float()[:, None, None]
-        return self.decoder(raw.to(weight.dtype)).float()
+        picture: Tensor = self.decoder(raw.to(weight.dtype))
+        return picture.float()
 
     @torch.no_grad()
     def measure(self, pictures: Tensor) -> None:

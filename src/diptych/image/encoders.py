@@ -35,7 +35,9 @@ class EncoderConfig:
                 raise unknown("text encoder setting", key, known)
         config = cls(**values)
         if min(asdict(config).values()) < 1 or config.width % (2 * config.num_heads) or config.length < 3:
-            raise ValueError("text encoder sizes must be positive, width a multiple of 2 x num_heads, length at least 3")
+            raise ValueError(
+                "text encoder sizes must be positive, width a multiple of 2 x num_heads, length at least 3"
+            )
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +54,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary=angles, mask=mask)
-        return x + self.feedforward(self.feedforward_norm(x))
+        thought: Tensor = self.feedforward(self.feedforward_norm(x))
+        return x + thought
 
 
 class TextEncoder(nn.Module):
@@ -71,7 +74,8 @@ class TextEncoder(nn.Module):
         angles = rotary(positions, self.config.width // self.config.num_heads)
         for block in self.blocks:
             x = block(x, angles, mask[:, None, None, :])
-        return self.norm(x)
+        context: Tensor = self.norm(x)
+        return context
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:

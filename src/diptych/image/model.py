@@ -114,13 +114,13 @@ class ImageModel:
             size=config["size"],
         )
 
-    def save(
-        self, directory: str | FilePath, card: str | None = None, *, dtype: torch.dtype = torch.bfloat16
-    ) -> None:
+    def save(self, directory: str | FilePath, card: str | None = None, *, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write a checkpoint directory, whole or not at all. `card` is the text of its README.md."""
         parts = {"encoder": self.encoder, "unet": self.unet, "autoencoder": self.autoencoder}
         tensors = {
-            f"{part}.{name}": value.to(dtype) for part, module in parts.items() for name, value in module.state_dict().items()
+            f"{part}.{name}": value.to(dtype)
+            for part, module in parts.items()
+            for name, value in module.state_dict().items()
         }
         weights.save(directory, self.config, tensors, tokenizer=self.tokenizer, card=card)
 
@@ -199,7 +199,9 @@ class ImageModel:
         found = []
         for level in range(levels):
             time = self.path.start * (levels - level) / levels
-            noise = torch.stack([normal(self.latent_shape, seed=level, sample=k) for k in range(len(images))]).to(device)
+            noise = torch.stack([normal(self.latent_shape, seed=level, sample=k) for k in range(len(images))]).to(
+                device
+            )
             losses = []
             for start in range(0, len(images), batch):
                 rows = slice(start, start + batch)

@@ -18,7 +18,7 @@ def uniform(path: Path, steps: int) -> list[Node]:
 
 
 def karras(path: Path, steps: int, rho: float = 7.0) -> list[Node]:
-    """Noise ratios with evenly spaced rho-th roots (Karras et al. 2022, eq. 5): short steps where there is little noise."""
+    """Noise ratios with evenly spaced rho-th roots (Karras et al. 2022, eq. 5): short steps near the picture."""
     largest, smallest = path.node(path.start).noise_ratio, max(path.node(path.end).noise_ratio, 1e-4)
     ramp = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
     ratios = (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho

@@ -90,7 +90,7 @@ class Path:
 
 
 def _from_alpha_bar(name: str, alpha_bar: np.ndarray) -> Path:
-    """A discrete schedule, alpha_bar after steps 1..T, read between its steps by straight lines in log(sigma / alpha)."""
+    """A discrete schedule, alpha_bar after steps 1..T; between its steps, straight lines in log(sigma / alpha)."""
     steps = np.arange(1, len(alpha_bar) + 1) / len(alpha_bar)
     logarithm = 0.5 * (np.log1p(-alpha_bar) - np.log(alpha_bar))
 
@@ -127,7 +127,14 @@ def ddpm_cosine(steps: int = 1000, offset: float = 0.008) -> Path:
     path = _from_alpha_bar("ddpm-cosine", np.cumprod(1 - betas))
     # The very last steps have hardly any signal left (sigma / alpha in the thousands), where a noise prediction says
     # nothing of the picture: generation starts where the ratio is about 100, as the linear schedule does.
-    return Path(path.name, True, path.log_ratio, path.inverse, start=float(path.inverse(np.asarray(math.log(100.0)))), end=path.end)
+    return Path(
+        path.name,
+        True,
+        path.log_ratio,
+        path.inverse,
+        start=float(path.inverse(np.asarray(math.log(100.0)))),
+        end=path.end,
+    )
 
 
 def variance_exploding(smallest: float = 0.002, largest: float = 80.0) -> Path:

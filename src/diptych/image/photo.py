@@ -26,7 +26,9 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > LARGEST_PIXELS:
-                raise ValueError(f"'{path}' has {opened.width} x {opened.height} pixels; at most {LARGEST_PIXELS} are read")
+                raise ValueError(
+                    f"'{path}' has {opened.width} x {opened.height} pixels; at most {LARGEST_PIXELS} are read"
+                )
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             if "A" in upright.getbands() or "transparency" in upright.info:

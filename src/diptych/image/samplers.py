@@ -103,7 +103,7 @@ class Sampler:
     is_random: bool = False
 
     def route(self, nodes: Sequence[Node]) -> list[Node]:
-        """The nodes in the order of the calls, the clean picture last: call i is at route[i] and leads to route[i+1]."""
+        """The nodes in the order of the calls, the clean picture last: call i leads from route[i] to route[i+1]."""
         if not self.visits_twice:
             return list(nodes)
         return [nodes[0], *(node for node in nodes[1:-1] for _ in range(2)), nodes[-1]]

@@ -68,7 +68,7 @@ def time_features(log_snr: Tensor, width: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, the second one's norm scaled and shifted by the noise level (Dhariwal & Nichol 2021, sec. 3)."""
+    """Two convolutions; the noise level scales and shifts the second one's norm (Dhariwal & Nichol 2021, sec. 3)."""
 
     def __init__(self, source: int, width: int, time_width: int) -> None:
         super().__init__()
@@ -81,10 +81,11 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        return self.skip(x) + h
+        kept: Tensor = self.skip(x)
+        return kept + h
 
 
 class TransformerBlock(nn.Module):
@@ -108,7 +109,8 @@ class TransformerBlock(nn.Module):
         h = h + self.self_attention(self.self_norm(h))
         h = h + self.cross_attention(self.cross_norm(h), context=context, mask=mask[:, None, None, :])
         h = h + self.feedforward(self.feedforward_norm(h))
-        return h.reshape(batch, height, columns, width).permute(0, 3, 1, 2)
+        picture: Tensor = h.reshape(batch, height, columns, width).permute(0, 3, 1, 2)
+        return picture
 
 
 class Stage(nn.Module):
@@ -120,8 +122,8 @@ class Stage(nn.Module):
         self.transformer = TransformerBlock(width, config.head_dim, config.context_width) if has_attention else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        x = self.residual(x, time)
-        return x if self.transformer is None else self.transformer(x, context, mask)
+        h: Tensor = self.residual(x, time)
+        return h if self.transformer is None else self.transformer(h, context, mask)
 
 
 class UNet(nn.Module):
@@ -192,4 +194,5 @@ class UNet(nn.Module):
                 x = stage(torch.cat((x, crossing.pop()), dim=1), time, context, mask)
             if level < len(self.grow):
                 x = self.grow[level](F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self.leave(x)
+        predicted: Tensor = self.leave(x)
+        return predicted

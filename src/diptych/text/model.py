@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
 from diptych.core import weights
@@ -49,10 +50,16 @@ class TextModel:
         decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
         return cls(str(config.get("name", Path(directory).name)), decoder, tokenizer)
 
-    def save(self, directory: str | Path, card: str | None = None) -> None:
-        """Write a checkpoint directory, whole or not at all. `card` is the text of its README.md."""
+    def save(self, directory: str | Path, card: str | None = None, *, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint directory, whole or not at all.
+
+        Args:
+            card: the text of its README.md.
+            dtype: of the weights in the file; None keeps theirs.
+        """
         config: dict[str, Any] = {"panel": "text", "name": self.name, "decoder": self.config.to_dict()}
-        weights.save(directory, config, self.decoder.state_dict(), tokenizer=self.tokenizer, card=card)
+        tensors = {name: value.to(dtype or value.dtype) for name, value in self.decoder.state_dict().items()}
+        weights.save(directory, config, tensors, tokenizer=self.tokenizer, card=card)
 
     def runner(self, slots: int = 1) -> TextRunner:
         """A fresh runner over this model, for many requests at once."""

@@ -1,5 +1,6 @@
 """The one training loop. It knows a task, an optimizer and a run directory, and nothing of text or images."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.precision import choose
+from diptych.train.card import model_card
 from diptych.train.recipe import OptimizerSettings, Recipe
 from diptych.train.run import Average, RunDirectory, optimizer_tensors, restore_optimizers
 from diptych.train.tasks import Task
@@ -102,7 +104,9 @@ def _weights(model: nn.Module, weights: dict[str, Tensor] | None) -> Iterator[No
         model.train()
 
 
-def train(recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtype: str | None = None) -> dict[str, float]:
+def train(
+    recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtype: str | None = None
+) -> dict[str, float]:
     """Train until `recipe.run.steps`, from the newest checkpoint of `run` if it has one.
 
     Weights and optimizer are float32; the task's loss is computed under autocast in the machine's fast dtype.
@@ -112,7 +116,7 @@ def train(recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtyp
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
-        ValueError: the loss is not finite.
+        ValueError: the loss or its gradient is not finite; the last checkpoint stays.
     """
     settings, model = recipe.run, task.model
     device, compute = choose(str(next(model.parameters()).device), dtype)
@@ -122,6 +126,8 @@ def train(recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtyp
     first, spent = 0, 0.0
     if steps := run.steps():
         first, spent = _resume(run, steps[-1], model, optimizers, average)
+    else:
+        run.forget_after(0)  # of a start that did not come to its first checkpoint
     model.train()
     smooth: float | None = None
     validation: dict[str, float] = {}
@@ -145,11 +151,12 @@ def train(recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtyp
             with torch.autocast(device.type, compute, enabled=compute != torch.float32):
                 loss, figures = task.loss(batch, step)
             value = loss.item()
-            if value != value or value in (float("inf"), float("-inf")):
-                raise ValueError(f"the loss of step {step} is {value}; lower optimizer.learning_rate (now {rate:.2e})")
+            _check_finite("loss", value, step, rate)
             loss.backward()
             if recipe.optimizer.clip:
-                figures["gradient_norm"] = nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip).item()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip).item()
+                _check_finite("gradient", norm, step, rate)
+                figures["gradient_norm"] = norm
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -170,18 +177,27 @@ def train(recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtyp
             if done % 10 == 0 or ended:
                 elapsed = spent + time.perf_counter() - started
                 figures = {name: round(figure, 6) for name, figure in figures.items()}
-                run.log({"step": done, "loss": round(value, 6), "learning_rate": rate, "speed": round(speed, 1),
-                         "seconds": round(elapsed, 1), **figures})  # fmt: skip
-            pace = (time.perf_counter() - started) / (done - first)
-            watch(Progress(done, settings.steps, smooth, rate, speed, task.unit, pace * (settings.steps - done), validation))
-            if ended or interrupted() or (settings.save_every and done % settings.save_every == 0):
+                about = {"learning_rate": rate, "speed": round(speed, 1), "seconds": round(elapsed, 1)}
+                run.log({"step": done, "loss": round(value, 6), **about, **figures})
+            left = (time.perf_counter() - started) / (done - first) * (settings.steps - done)
+            watch(Progress(done, settings.steps, smooth, rate, speed, task.unit, left, validation))
+            is_stopped = interrupted()
+            if ended or is_stopped or (settings.save_every and done % settings.save_every == 0):
                 checkpoint(done)
-            if interrupted() and not ended:
+            if is_stopped and not ended:
                 raise Interrupted(done)
     with _weights(model, average.weights if average else None):
         validation = validation or task.validate()
-        task.save(run.model, _card(recipe, validation, spent + time.perf_counter() - started, run))
+        seconds = spent + time.perf_counter() - started
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        done = max(first, settings.steps)
+        task.save(run.model, model_card(recipe, task.about(), validation, done, seconds, parameters))
     return validation
+
+
+def _check_finite(name: str, value: float, step: int, rate: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"the {name} of step {step} is {value}; lower optimizer.learning_rate (now {rate:.2e})")
 
 
 def _resume(
@@ -190,16 +206,8 @@ def _resume(
     parts, state = run.load(step)
     model.load_state_dict(parts["weights"])
     restore_optimizers(optimizers, parts["optimizer"])
-    if average and "average" in parts:
-        for name, value in parts["average"].items():
+    if average:  # one that is switched on in mid-run begins with the weights as they are
+        for name, value in parts.get("average", parts["weights"]).items():
             average.weights[name].copy_(value)
     run.forget_after(step)
     return step, state["seconds"]
-
-
-def _card(recipe: Recipe, validation: dict[str, float], seconds: float, run: RunDirectory) -> str:
-    figures = "\n".join(f"| {name} | {figure:.4g} |" for name, figure in validation.items())
-    return (
-        f"# {recipe.name}\n\nMade by `diptych train {recipe.path.name}`: {recipe.run.steps} steps of {recipe.run.batch}, "
-        f"seed {recipe.run.seed}, {seconds / 60:.0f} minutes.\n\n| validation | |\n|---|---|\n{figures}\n"
-    )

@@ -8,6 +8,8 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ from diptych.core.randomness import LARGEST_SEED
 from diptych.core.spelling import nearest
 
 SectionT = TypeVar("SectionT")
+SECTIONS = ("run", "model", "data", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class RunSettings:
         average: decay of the exponential moving average of the weights that validation, samples and the finished
             model use; 0 is no average.
         keep: checkpoints kept, the newest.
-        init_from: a finished checkpoint directory whose weights the run starts from.
+        init_from: a bundled model or a finished checkpoint directory whose weights (and tokenizer) the run starts
+            from; "" starts from random weights.
     """
 
     objective: str
@@ -97,7 +101,10 @@ class OptimizerSettings:
         for name in ("weight_decay", "clip", "warmup"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optimizer.{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "decay", "final"):
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        for name in ("decay", "final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optimizer.{name} must be from 0 to 1, not {getattr(self, name)}")
 
@@ -126,6 +133,25 @@ class Recipe:
         """One section as the dataclass `cls`: unknown keys, missing keys and wrong types are named with their line."""
         return _fill(cls, name, self.tables.get(name, {}), self.path, self.text)
 
+    def sizes(self, name: str, cls: type) -> dict[str, Any]:
+        """What a table inside a section ("model.unet") sets of the dataclass `cls`, each key known and of its type."""
+        table: Any = self.tables
+        for part in name.split("."):
+            table = table.get(part, {})
+        return _typed_table(cls, name, table, self.path, self.text)
+
+    def where(self, section: str, key: str | None = None) -> str:
+        """The place of a key for a message: the file, and the line or at least the section."""
+        return _where(self.path, self.text, section, key)
+
+    @contextmanager
+    def checking(self, section: str, key: str | None = None) -> Iterator[None]:
+        """What turns out to be wrong inside is said with its place in the recipe."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.where(section, key)}: {error}") from error
+
     def resolved(self) -> dict[str, Any]:
         """Everything that the run will use and that the file may have left out; JSON values."""
         return {
@@ -149,14 +175,15 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         tables = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
+    for name, table in tables.items():
+        line = _line(text, name)
+        place = f"{path}, line {line}" if line else f"{path}"
+        if name not in SECTIONS:
+            raise ValueError(f"{place}: unknown section [{name}]{_hint(name, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise ValueError(f"{place}: '{name}' must be a section, [{name}]")
     for override in overrides or []:
         _override(tables, override)
-    known = ("run", "model", "data", "optimizer")
-    for name, table in tables.items():
-        if name not in known:
-            raise ValueError(f"{path}, line {_line(text, name)}: unknown section [{name}]{_hint(name, known)}")
-        if not isinstance(table, dict):
-            raise ValueError(f"{path}, line {_line(text, name)}: '{name}' must be a section, [{name}]")
     return Recipe(
         path,
         text,
@@ -168,25 +195,38 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def _override(tables: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    section, dot, name = key.partition(".")
-    if not equals or not dot or not name:
+    *sections, name = key.split(".")
+    if not equals or not sections or not name:
         raise ValueError(f"'{override}' must be section.key=value, for example run.steps=100")
+    if sections[0] not in SECTIONS:
+        raise ValueError(f"'{override}': unknown section '{sections[0]}'{_hint(sections[0], SECTIONS)}")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    tables.setdefault(section, {})[name] = parsed
+    table = tables
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"'{override}': '{section}' is a setting, not a section")
+    table[name] = parsed
 
 
-def _fill(cls: type[SectionT], section: str, table: dict[str, Any], path: Path, text: str) -> SectionT:
+def _typed_table(cls: type, section: str, table: Any, path: Path, text: str) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]
+    known = [entry.name for entry in fields(cls)]
     values: dict[str, Any] = {}
     for key, value in table.items():
-        where = f"{path}, line {_line(text, key, section)}"
+        where = _where(path, text, section, key)
         if key not in known:
             raise ValueError(f"{where}: unknown key '{key}' in [{section}]{_hint(key, known)}")
         values[key] = _typed(value, hints[key], f"{where}: {section}.{key}")
+    return values
+
+
+def _fill(cls: type[SectionT], section: str, table: dict[str, Any], path: Path, text: str) -> SectionT:
+    values = _typed_table(cls, section, table, path, text)
+    known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]
     for key, entry in known.items():
         if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{path}: [{section}] lacks '{key}'")
@@ -194,8 +234,7 @@ def _fill(cls: type[SectionT], section: str, table: dict[str, Any], path: Path, 
         return cls(**values)
     except ValueError as error:
         named = next((key for key in known if f".{key} " in str(error) or str(error).startswith(f"{key} ")), None)
-        where = f"{path}, line {_line(text, named, section)}" if named in table else f"{path}, [{section}]"
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{_where(path, text, section, named)}: {error}") from error
 
 
 def _typed(value: Any, wanted: Any, where: str) -> Any:
@@ -216,7 +255,14 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     plain = origin or wanted
     if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
         return value
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list", tuple: "a list"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        list: "a list",
+        tuple: "a list",
+    }
     raise ValueError(f"{where} must be {names.get(plain, 'a table')}, not {value!r}")
 
 
@@ -225,15 +271,20 @@ def _hint(word: str, known: Any) -> str:
     return f"; did you mean '{guess}'?" if guess else f"; known: {', '.join(known)}"
 
 
-def _line(text: str, key: str | None, section: str | None = None) -> str:
-    """The number of the line that sets `key`, "?" when it came from the command line."""
+def _where(path: Path, text: str, section: str, key: str | None) -> str:
+    line = _line(text, key, section) if key else None
+    return f"{path}, line {line}" if line else f"{path}, [{section}]"
+
+
+def _line(text: str, key: str, section: str | None = None) -> int | None:
+    """The number of the line that sets `key`, or opens the section `key`; None when it came from elsewhere."""
     current = None
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         if stripped.startswith("["):
             current = stripped.strip("[] ").split("#")[0].strip().strip("]")
             if section is None and current == key:
-                return str(number)
-        elif section == current and stripped.partition("=")[0].strip() == key:
-            return str(number)
-    return "?"
+                return number
+        elif section == current and stripped.partition("=")[0].strip().strip("\"'") == key:
+            return number
+    return None

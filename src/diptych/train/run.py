@@ -1,10 +1,10 @@
 """The run directory: what a training run leaves behind, and what it resumes from.
 
-    recipe.json          the resolved recipe, versions, git state, machine
-    metrics.jsonl        one line a log point
-    checkpoints/step-…/  weights, average, optimizer (safetensors) and state.json
-    samples/             what the model made on the way
-    model/               the finished checkpoint
+recipe.json          the resolved recipe, versions, git state, machine
+metrics.jsonl        one line a log point
+checkpoints/step-…/  weights, average, optimizer (safetensors) and state.json
+samples/             what the model made on the way
+model/               the finished checkpoint
 """
 
 import json
@@ -37,7 +37,7 @@ class RunDirectory:
         """Create the directory and write down what is about to run.
 
         Raises:
-            ValueError: the directory holds a run of another recipe's model or data.
+            ValueError: the directory holds a run of another objective, model, data or kind of optimizer.
         """
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
@@ -45,9 +45,12 @@ class RunDirectory:
         kept = self.path / "recipe.json"
         if kept.is_file() and self.steps():
             before = json.loads(kept.read_text())["recipe"]
-            for part in ("model", "data"):
-                if before.get(part) != about["recipe"].get(part):
-                    raise ValueError(f"'{self.path}' holds a run with another [{part}]; choose another --out or start over with --fresh")
+            for part, now in _identity(about["recipe"]).items():
+                if _identity(before)[part] != now:
+                    raise ValueError(
+                        f"'{self.path}' holds a run with another {part}; "
+                        "choose another --out or start over with --fresh"
+                    )
         write_atomically(kept, (json.dumps(about, indent=2) + "\n").encode())
 
     def steps(self) -> list[int]:
@@ -76,7 +79,10 @@ class RunDirectory:
         """Write checkpoint `step` whole, then thin out the old ones."""
         with atomic_directory(self.checkpoints / f"step-{step:08d}") as temporary:
             for name, tensors in parts.items():
-                save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+                save_file(
+                    {key: value.detach().contiguous() for key, value in tensors.items()},
+                    temporary / f"{name}.safetensors",
+                )
             (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
         for old in self.steps()[:-keep]:
             shutil.rmtree(self.checkpoints / f"step-{old:08d}", ignore_errors=True)
@@ -85,6 +91,16 @@ class RunDirectory:
         folder = self.checkpoints / f"step-{step:08d}"
         parts = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
         return parts, json.loads((folder / "state.json").read_text())
+
+
+def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What must stay for a run to go on: the rest (steps, rates, intervals) may change on the way."""
+    return {
+        "run.objective": recipe["run"]["objective"],
+        "optimizer.name": recipe["optimizer"]["name"],
+        "[model]": recipe.get("model"),
+        "[data]": recipe.get("data"),
+    }
 
 
 def surroundings() -> dict[str, Any]:
@@ -120,10 +136,18 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> Tensors:
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], flat: Tensors) -> None:
+    """Give the optimizers back what `optimizer_tensors` took.
+
+    A moment takes its parameter's layout in memory: fused AdamW walks both in memory's order, not by index, and a file
+    keeps every tensor in plain order.
+    """
+    parameters = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, value in flat.items():
         number, index, name = key.split(".", 2)
-        states[int(number)].setdefault(int(index), {})[name] = value
+        like = parameters[int(number)][int(index)]
+        laid_out = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
+        states[int(number)].setdefault(int(index), {})[name] = laid_out
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

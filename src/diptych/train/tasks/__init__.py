@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from diptych.core.spelling import unknown
+from diptych.train.card import About
 from diptych.train.recipe import Recipe
 
 TASKS = {
@@ -50,6 +51,10 @@ class Task(Protocol):
 
     def sample(self, directory: Path, step: int) -> None:
         """Write something that a person can look at, named by the step."""
+        ...
+
+    def about(self) -> About:
+        """What the model card says of this kind of model."""
         ...
 
     def save(self, directory: Path, card: str) -> None:

@@ -15,29 +15,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from diptych.core.precision import choose
-from diptych.core.randomness import generator
+from diptych.core.randomness import check_seed, generator
 from diptych.core.weights import save
+from diptych.data.licences import SCENES
 from diptych.data.rendered import RenderedScenes, render
 from diptych.data.scenes import ATTRIBUTES
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.image.photo import to_picture
+from diptych.train.card import About
 from diptych.train.recipe import Recipe
+from diptych.train.start import Start
 
 DATA = 1  # stream of randomness
-
-ABOUT = """
-It reads five attributes off a composed scene - animal, what it wears, place, time of day, style - and is what
-`diptych evaluate MODEL --on scenes` counts with. `worn_soft` above is `worn` off pictures that were blurred first, by
-one pixel of 64. The recipe is `recipes/judge.toml`.
-
-**Data.** Scenes composed by `diptych.data.scenes`, none of them a held-out combination, from Fluent Emoji (3D style,
-copyright Microsoft Corporation, MIT licence) and Twemoji (flat style, copyright Twitter, Inc. and other contributors,
-CC BY 4.0), over drawn backgrounds.
-
-**Limits.** It knows composed scenes and pictures like them, nothing else: of a photo it says something, too, and that
-means nothing. It always names one value an attribute, also where a picture shows none or two of them. Off a very soft
-picture it reads a scarf, now and then, as nothing worn.
-"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +53,7 @@ class Data:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < self.scenes:
             raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
+        check_seed(self.seed)
         for name, most in (("move", 1), ("scale", 1), ("brightness", 1), ("contrast", 1), ("blur", 3)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"data.{name} must be from 0 to {most}, not {getattr(self, name)}")
@@ -116,13 +106,19 @@ class ClassifierTask:
         self.data = recipe.section("data", Data)
         settings = recipe.section("model", Model)
         self.weights = dict.fromkeys(ATTRIBUTES, 1.0) | (settings.weights or {})
-        if foreign := set(self.weights) - set(ATTRIBUTES):
-            raise ValueError(f"model.weights may name {', '.join(ATTRIBUTES)}, not '{min(foreign)}'")
+        with recipe.checking("model"):
+            if foreign := set(self.weights) - set(ATTRIBUTES):
+                raise ValueError(f"model.weights may name {', '.join(ATTRIBUTES)}, not '{min(foreign)}'")
+            config = JudgeConfig(dict(ATTRIBUTES), settings.size, settings.widths)
+        start = Start.of(recipe, "judge")
+        if start:
+            start.check("judge", config.to_dict())
         device, self.compute = choose()
         torch.manual_seed(recipe.run.seed)
-        self.model: Judge = Judge(JudgeConfig(dict(ATTRIBUTES), settings.size, settings.widths)).to(
-            device, memory_format=torch.channels_last
-        )  # type: ignore[call-overload]
+        self.model: Judge = Judge(config)
+        if start:
+            start.fill(self.model)
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
         self.truth = {
@@ -175,10 +171,33 @@ class ClassifierTask:
             draw.text((x, y + self.data.size + 2), lines, fill="black" if is_right else "red")
         sheet.save(directory / f"step-{step:08d}.png")
 
+    def about(self) -> About:
+        scene = "held-out scenes whose {} is read right, a share of 1"
+        return About(
+            made=f"A judge: it reads five attributes off a composed scene - {', '.join(ATTRIBUTES)} - and is what "
+            "`diptych evaluate MODEL --on scenes` counts with. The weights are kept as bfloat16.",
+            example="pictures",
+            data=f"{self.data.scenes - self.data.held_out:,} scenes composed by `diptych.data.scenes` (seed "
+            f"{self.data.seed}), none of them a held-out combination, mirrored, moved, scaled, lit and blurred a "
+            f"little at every sight; {self.data.held_out:,} more of the same kind validate.",
+            sources=SCENES,
+            figures={
+                "worn_soft": f"the same off pictures blurred first, by one pixel of {self.model.config.size}",
+                "mean": "of the attributes",
+                **{name: scene.format(name) for name in ATTRIBUTES},
+            },
+            limits=(
+                "It knows composed scenes and pictures like them, nothing else: of a photo it says something, too, "
+                "and that means nothing.",
+                "It always names one value an attribute, also where a picture shows none or two of them.",
+                "Off a very soft picture it reads a scarf, now and then, as nothing worn.",
+            ),
+        )
+
     def save(self, directory: Path, card: str) -> None:
         config: dict[str, Any] = {"panel": "judge", "name": self.recipe.name, "judge": self.model.config.to_dict()}
         tensors = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
-        save(directory, config, tensors, card=card + ABOUT)
+        save(directory, config, tensors, card=card)
 
 
 def _right(model: Judge, pictures: Tensor, truth: Tensor, name: str) -> float:

@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from diptych.core.files import atomic_file
 from diptych.core.precision import choose
-from diptych.core.randomness import generator, normal
+from diptych.core.randomness import check_seed, generator, normal
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import load_into, read_config
 from diptych.data import scenes
+from diptych.data.licences import SCENES
 from diptych.data.rendered import cache_directory, render
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
 from diptych.image.objective import noise_prediction_loss
+from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
+from diptych.train.card import About
 from diptych.train.recipe import Recipe
+from diptych.train.start import Start
 
 CHOICE, NOISE, TIMES, WORDS, DROPPED = 1, 2, 3, 4, 5  # streams of randomness
 SHOWN = 8
@@ -34,7 +38,7 @@ class Data:
     """[data]: scenes and how they become latents.
 
     Args:
-        autoencoder: checkpoint directory of the trained autoencoder.
+        autoencoder: checkpoint directory of the trained autoencoder, or of a painter that has one.
         scenes, held_out, seed, size: as for the autoencoder; the last `held_out` validate.
         captions: of the vocabulary's training.
         vocab_size: tokens of the prompts' vocabulary.
@@ -51,6 +55,7 @@ class Data:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < self.scenes:
             raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,33 @@ class DiffusionTask:
         settings = recipe.section("model", Model)
         self.settings = settings
         self.device, self.compute = choose()
-        autoencoder = Autoencoder(AutoencoderConfig.from_dict(read_config(self.data.autoencoder)["autoencoder"]))
-        load_into(autoencoder, self.data.autoencoder)
-        autoencoder.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with recipe.checking("data", "autoencoder"):
+            autoencoder = trained_autoencoder(self.data.autoencoder)
+        autoencoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder_sizes = {"vocab_size": self.data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+        unet_sizes = {"channels": autoencoder.config.latent_channels} | recipe.sizes("model.unet", UNetConfig)
+        with recipe.checking("model"):
+            path_named(settings.path)
+            width = EncoderConfig.from_dict(encoder_sizes).width
+            unet_config = UNetConfig.from_dict({"context_width": width} | unet_sizes)
+        multiple = autoencoder.config.downsampling << (len(unet_config.widths) - 1)
+        if self.data.size < 1 or self.data.size % multiple:
+            with recipe.checking("data", "size"):
+                raise ValueError(f"data.size must be a multiple of {multiple}, not {self.data.size}")
+        start = Start.of(recipe, "encoder", "unet")
         rendered = render(self.data.seed, self.data.scenes, self.data.size)
         self.truth = rendered.truth
         captions = [self._caption(index, 0) for index in range(min(self.data.captions, self.data.scenes))]
-        tokenizer = Tokenizer.train(captions, self.data.vocab_size)
+        with recipe.checking("data", "vocab_size"):
+            tokenizer = start.tokenizer() if start else Tokenizer.train(captions, self.data.vocab_size)
+        encoder_config = EncoderConfig.from_dict(encoder_sizes | {"vocab_size": tokenizer.size})
         torch.manual_seed(recipe.run.seed)
-        encoder = TextEncoder(EncoderConfig.from_dict({"vocab_size": tokenizer.size, **settings.encoder}))
-        channels, width = autoencoder.config.latent_channels, encoder.config.width
-        unet = UNet(UNetConfig.from_dict({"channels": channels, "context_width": width, **settings.unet}))
+        encoder, unet = TextEncoder(encoder_config), UNet(unet_config)
+        if start:
+            start.check("encoder", encoder_config.to_dict(), free=("length",))
+            start.check("unet", unet_config.to_dict())
+            start.fill(encoder, "encoder.")
+            start.fill(unet, "unet.")
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.ModuleDict = nn.ModuleDict({"encoder": encoder, "unet": unet}).to(self.device)
         self.painter = ImageModel(
@@ -119,7 +140,10 @@ class DiffusionTask:
         seed, size = self.recipe.run.seed, self.recipe.run.batch
         total = self.data.scenes - self.data.held_out
         places = range(step * size, (step + 1) * size)
-        orders = {epoch: generator(seed=seed, step=epoch, stream=CHOICE).permutation(total) for epoch in {p // total for p in places}}
+        orders = {
+            epoch: generator(seed=seed, step=epoch, stream=CHOICE).permutation(total)
+            for epoch in {p // total for p in places}
+        }
         chosen = [(int(orders[place // total][place % total]), place // total) for place in places]
         dropped = generator(seed=seed, step=step, stream=DROPPED).random(size) < self.settings.caption_dropout
         prompts = ["" if drop else self._caption(*one) for one, drop in zip(chosen, dropped, strict=True)]
@@ -142,6 +166,8 @@ class DiffusionTask:
             self.painter.unet, self.painter.path, batch.latents, batch.noise, batch.times, context, batch.mask
         )
         half = len(each) // 2
+        if not half:
+            return loss, {}
         return loss, {"loss_low_noise": each[:half].mean().item(), "loss_high_noise": each[half:].mean().item()}
 
     def validate(self) -> dict[str, float]:
@@ -158,14 +184,22 @@ class DiffusionTask:
                 condition = painter.encode([self.truth[held_out[int(row)]].caption() for row in rows])
                 losses.append(
                     noise_prediction_loss(
-                        painter.unet, painter.path, latents[rows], noise[rows], times[order[rows]], condition.context, condition.mask
+                        painter.unet,
+                        painter.path,
+                        latents[rows],
+                        noise[rows],
+                        times[order[rows]],
+                        condition.context,
+                        condition.mask,
                     )[1]
                 )
         return {"noise_loss": torch.cat(losses).mean().item()}
 
     def sample(self, directory: Path, step: int) -> None:
         """Held-out scenes, painted from the same seeds at every time, so that sheets compare."""
-        chosen = [scene for scene in scenes.held_out_scenes() if (scene.animal, scene.worn) == ("cat", "sunglasses")][:1]
+        chosen = [scene for scene in scenes.held_out_scenes() if (scene.animal, scene.worn) == ("cat", "sunglasses")][
+            :1
+        ]
         chosen += scenes.held_out_scenes()[:: len(scenes.held_out_scenes()) // SHOWN]
         runner: ImageRunner = self.painter.runner()
         jobs = [runner.admit(ImageRequest(scene.caption(), seed=k)) for k, scene in enumerate(chosen[:SHOWN])]
@@ -177,6 +211,31 @@ class DiffusionTask:
         for place, job in enumerate(jobs):
             sheet.paste(runner.finish(job).image, (size * (place % (SHOWN // 2)), size * (place // (SHOWN // 2))))
         sheet.save(directory / f"step-{step:08d}.png")
+
+    def about(self) -> About:
+        shape = " x ".join(map(str, self.painter.latent_shape[::-1]))
+        return About(
+            made=f"A latent diffusion model: it paints pictures of {self.data.size} x {self.data.size} pixels from a "
+            f"sentence. A U-Net predicts the noise in latents of {shape} numbers on the path {self.settings.path}, "
+            "looking at the prompt through a text encoder trained with it; an autoencoder, trained before, reads the "
+            "picture off the latents. The weights of all three are kept as bfloat16.",
+            example="pictures",
+            data=f"{self.data.scenes - self.data.held_out:,} scenes composed by `diptych.data.scenes` (seed "
+            f"{self.data.seed}), captioned in a fresh wording at every sight, {self.settings.caption_dropout:.0%} of "
+            f"the captions left out; {self.data.held_out:,} more of the same kind validate. One combination of "
+            "animal, thing worn, place and time in twenty is held out of all of them, so that what the model makes "
+            "of the unseen can be counted (`diptych evaluate`).",
+            sources=SCENES,
+            figures={"noise_loss": "mean squared error of the predicted noise, evenly over times; 1 knows nothing"},
+            limits=(
+                f"It knows {len(scenes.ANIMALS)} animals ({', '.join(scenes.ANIMALS)}), what they may wear "
+                f"({', '.join(scenes.WORN[1:])}), {len(scenes.PLACES)} places ({', '.join(scenes.PLACES)}) and "
+                f"{len(scenes.TIMES)} times of day ({', '.join(scenes.TIMES)}), one of each a picture. Any other word "
+                "means nothing to it, and it paints something all the same.",
+                f"A prompt has at most {self.painter.encoder.config.length - 2} tokens of short English sentences.",
+                "Edges are soft, and now and then a thing that was asked for is missing or of another kind.",
+            ),
+        )
 
     def save(self, directory: Path, card: str) -> None:
         self.painter.save(directory, card)
@@ -197,10 +256,23 @@ def latents_of(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute
         for start in range(0, len(pictures), 64):
             part = torch.from_numpy(pictures[start : start + 64].copy()).to(device).float() / 127.5 - 1
             with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                parts.append(autoencoder.encode(part.contiguous(memory_format=torch.channels_last)).half().cpu().numpy())
+                parts.append(
+                    autoencoder.encode(part.contiguous(memory_format=torch.channels_last)).half().cpu().numpy()
+                )
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, np.concatenate(parts), allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+    latents: np.ndarray = np.load(path, allow_pickle=False)
+    return latents
+
+
+def trained_autoencoder(directory: str) -> Autoencoder:
+    """The frozen autoencoder of a checkpoint, which may be a painter's."""
+    config = read_config(directory)
+    if not isinstance(config.get("autoencoder"), dict):
+        raise ValueError(f"'{directory}' is not a checkpoint with an autoencoder")
+    autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
+    load_into(autoencoder, directory, "autoencoder." if config.get("panel") == "image" else "")
+    return autoencoder.requires_grad_(False).eval()
 
 
 def build(recipe: Recipe) -> DiffusionTask:

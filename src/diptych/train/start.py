@@ -1,0 +1,57 @@
+"""Starting a run from a finished checkpoint instead of from random weights: `run.init_from`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diptych.core import weights
+from diptych.core.tokenizer import Tokenizer
+from diptych.models import find
+from diptych.train.recipe import Recipe
+
+
+class Start:
+    """The checkpoint that `run.init_from` names, by a bundled name or a directory.
+
+    Args:
+        parts: what its config.json must describe: "decoder", or "encoder" and "unet".
+
+    Raises:
+        ValueError: in one line with the recipe's, for anything that does not fit.
+    """
+
+    def __init__(self, recipe: Recipe, *parts: str) -> None:
+        self.recipe = recipe
+        with recipe.checking("run", "init_from"):
+            self.directory: Path
+            self.directory, self.config = find(recipe.run.init_from)
+            lacking = [part for part in parts if not isinstance(self.config.get(part), dict)]
+            if lacking:
+                raise ValueError(f"'{recipe.run.init_from}' is not a checkpoint to start from: it has no {lacking[0]}")
+
+    @classmethod
+    def of(cls, recipe: Recipe, *parts: str) -> "Start | None":
+        """None where the run starts from random weights."""
+        return cls(recipe, *parts) if recipe.run.init_from else None
+
+    def tokenizer(self) -> Tokenizer:
+        with self.recipe.checking("run", "init_from"):
+            return Tokenizer.load(self.directory / "tokenizer.json")
+
+    def check(self, part: str, sizes: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
+        """Hold the checkpoint's sizes against the recipe's, but for those that no weight depends on (`free`)."""
+        found = self.config[part]
+        for name in sizes:
+            if name not in free and found.get(name) != sizes[name]:
+                with self.recipe.checking("run", "init_from"):
+                    raise ValueError(
+                        f"'{self.recipe.run.init_from}' does not fit the recipe: the {part}'s {name} is "
+                        f"{found.get(name)} there, {sizes[name]} here"
+                    )
+
+    def fill(self, module: nn.Module, prefix: str = "") -> None:
+        """The checkpoint's weights into `module`, all that begin with `prefix`."""
+        with self.recipe.checking("run", "init_from"):
+            weights.load_into(module, self.directory, prefix)

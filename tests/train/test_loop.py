@@ -1,0 +1,348 @@
+"""The loop, on a task small enough to know what must come out: it learns, stops, goes on bit for bit, and refuses."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diptych.core.randomness import normal
+from diptych.train.card import About
+from diptych.train.loop import Interrupted, Progress, make_optimizers, train
+from diptych.train.recipe import OptimizerSettings, Recipe, read_recipe
+from diptych.train.run import RunDirectory
+
+TIMED = ("speed", "seconds")  # of a line of metrics: the only figures that may differ
+
+
+class Lines:
+    """A small network with dropout learns y = A x from fresh random x at every step, drawn by (seed, step)."""
+
+    unit = "points"
+
+    def __init__(self, recipe: Recipe, *, dropout: float = 0.2, is_channels_last: bool = False) -> None:
+        self.recipe = recipe
+        self.truth = normal((4, 2), seed=99)
+        torch.manual_seed(recipe.run.seed)
+        self.model: nn.Module = nn.Sequential(
+            nn.Unflatten(1, (4, 1, 1)),
+            nn.Conv2d(4, 8, 3, padding=1),
+            nn.Flatten(),
+            nn.Linear(8, 16),
+            nn.Dropout(dropout),
+            nn.Linear(16, 2),
+        )
+        if is_channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.events: dict[int, Any] = {}  # step -> what happens before it
+        self.saved: list[dict[str, Tensor]] = []
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        if step in self.events:
+            self.events[step]()
+        x = normal((self.recipe.run.batch, 4), seed=self.recipe.run.seed, step=step)
+        return x, x @ self.truth
+
+    def count(self, batch: tuple[Tensor, Tensor]) -> int:
+        return len(batch[0])
+
+    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        error = (self.model(batch[0]) - batch[1]).square().mean()
+        return error, {"root": math.sqrt(error.item())}
+
+    def validate(self) -> dict[str, float]:
+        assert not self.model.training
+        x = normal((64, 4), seed=7)
+        return {"error": (self.model(x) - x @ self.truth).square().mean().item()}
+
+    def sample(self, directory: Path, step: int) -> None:
+        (directory / f"step-{step}.txt").write_text("sample")
+
+    def about(self) -> About:
+        return About("A line.", "points", "Drawn at random.", ("tinystories",), {"error": "of y"}, ("It is straight.",))
+
+    def save(self, directory: Path, card: str) -> None:
+        directory.mkdir(exist_ok=True)
+        (directory / "README.md").write_text(card)
+        self.saved.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+
+RECIPE = """
+[run]
+objective = "lines"
+steps = 20
+batch = 16
+validate_every = 5
+sample_every = 10
+save_every = 4
+average = 0.9
+
+[model]
+depth = 1
+
+[optimizer]
+learning_rate = 1e-2
+warmup = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "lines.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    return read_recipe(folder / "lines.toml", list(overrides))
+
+
+def run_of(folder: Path, name: str, *overrides: str, **settings: Any) -> tuple[Lines, RunDirectory, dict[str, float]]:
+    """A run in `folder/name`, float32 wherever it runs."""
+    recipe = recipe_of(folder, *overrides)
+    task, run = Lines(recipe, **settings), RunDirectory(folder / name)
+    return task, run, train(recipe, task, run, lambda progress: None, dtype="float32")
+
+
+def metrics(run: RunDirectory) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: figure for name, figure in line.items() if name not in TIMED} for line in lines]
+
+
+def stopped_at(folder: Path, name: str, step: int, *overrides: str, **settings: Any) -> RunDirectory:
+    """A run that is interrupted after `step` steps, as Ctrl-C does it."""
+    recipe = recipe_of(folder, *overrides)
+    task, run = Lines(recipe, **settings), RunDirectory(folder / name)
+    task.events[step - 1] = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted, match=f"stopped at step {step}") as stopped:
+        train(recipe, task, run, lambda progress: None, dtype="float32")
+    assert stopped.value.step == step
+    return run
+
+
+def test_it_learns(folder: Path) -> None:
+    told: list[Progress] = []
+    recipe = recipe_of(folder, "run.steps=120", "optimizer.learning_rate=0.02")
+    task, run = Lines(recipe, dropout=0.0), RunDirectory(folder / "run")
+    figures = train(recipe, task, run, told.append, dtype="float32")
+    assert figures["error"] < 0.02 * task.truth.square().sum(0).mean().item()
+    assert [progress.step for progress in told] == list(range(1, 121))
+    assert (told[-1].steps, told[-1].unit, told[-1].validation) == (120, "points", figures)
+    assert told[-1].seconds_left == 0
+    losses = [line["loss"] for line in metrics(run) if "loss" in line]
+    assert losses[-1] < 0.05 * losses[0]
+    assert json.loads((run.path / "recipe.json").read_text())["recipe"]["run"]["steps"] == 120
+    assert sorted(path.name for path in run.samples.iterdir())[:2] == ["step-10.txt", "step-100.txt"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("is_channels_last", [False, True])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(folder: Path, optimizer: str, is_channels_last: bool) -> None:
+    """20 steps at once, and 12 with Ctrl-C, then the rest: the same weights, average, moments and metrics, with
+    dropout, and whatever the weights' layout in memory."""
+    overrides = (f"optimizer.name={optimizer}",)
+    task, straight, figures = run_of(folder, "straight", *overrides, is_channels_last=is_channels_last)
+    cut = stopped_at(folder, "cut", 12, *overrides, is_channels_last=is_channels_last)
+    assert cut.steps()[-1] == 12
+    resumed, _, again = run_of(folder, "cut", *overrides, is_channels_last=is_channels_last)
+    assert again == figures
+    for part in ("weights", "average", "optimizer"):
+        (first, second) = (load_file(run.checkpoints / f"step-00000020/{part}.safetensors") for run in (straight, cut))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), part
+    assert all(torch.equal(task.saved[0][name], resumed.saved[0][name]) for name in task.saved[0])
+    assert metrics(cut) == metrics(straight)
+    assert [line["step"] for line in metrics(cut)] == [5, 10, 10, 15, 20, 20]
+
+
+def test_the_finished_model_is_the_average(folder: Path) -> None:
+    task, run, _ = run_of(folder, "run")
+    average = load_file(run.checkpoints / "step-00000020/average.safetensors")
+    assert all(torch.equal(task.saved[0][name], average[name]) for name in average)
+    assert not torch.equal(average["3.weight"], task.model.state_dict()["3.weight"])
+    task, _, _ = run_of(folder, "plain", "run.average=0.0")
+    assert torch.equal(task.saved[0]["3.weight"], task.model.state_dict()["3.weight"])
+
+
+def test_an_average_switched_on_in_mid_run_begins_with_the_weights_as_they_are(folder: Path) -> None:
+    run = stopped_at(folder, "run", 12, "run.average=0.0")
+    weights = load_file(run.checkpoints / "step-00000012/weights.safetensors")
+    run_of(folder, "run", "run.average=0.5", "run.steps=13")
+    now = load_file(run.checkpoints / "step-00000013/weights.safetensors")
+    average = load_file(run.checkpoints / "step-00000013/average.safetensors")
+    for name, value in average.items():
+        assert torch.allclose(value, (weights[name] + now[name]) / 2, atol=1e-6), name
+
+
+def test_a_run_that_is_done_only_saves_its_model_again(folder: Path) -> None:
+    first, run, figures = run_of(folder, "run")
+    before = metrics(run)
+    second, _, again = run_of(folder, "run")
+    assert again == figures
+    assert metrics(run) == before
+    assert all(torch.equal(first.saved[0][name], second.saved[0][name]) for name in first.saved[0])
+
+
+def test_a_start_that_saved_nothing_leaves_no_metrics_behind(folder: Path) -> None:
+    recipe = recipe_of(folder, "run.save_every=0")
+    task = Lines(recipe)
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    task.events[15] = die
+    with pytest.raises(RuntimeError, match="killed"):
+        train(recipe, task, RunDirectory(folder / "run"), lambda progress: None, dtype="float32")
+    _, run, _ = run_of(folder, "run")
+    assert [line["step"] for line in metrics(run)] == [5, 10, 10, 15, 20, 20]
+
+
+def test_a_line_of_metrics_torn_by_a_kill_is_dropped(folder: Path) -> None:
+    run = stopped_at(folder, "run", 12)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 12, "lo')
+    run_of(folder, "run")
+    assert [line["step"] for line in metrics(run)] == [5, 10, 10, 15, 20, 20]
+
+
+def test_a_checkpoint_without_its_state_does_not_count(folder: Path) -> None:
+    """A kill in the middle of writing leaves the newest whole checkpoint to go on from, and the same end."""
+    _, straight, figures = run_of(folder, "straight")
+    run = stopped_at(folder, "run", 12)
+    (run.checkpoints / "step-00000012/state.json").unlink()
+    (run.checkpoints / ".step-00000013.x.part").mkdir()
+    assert run.steps()[-1] == 8
+    assert run_of(folder, "run")[2] == figures
+    assert metrics(run) == metrics(straight)
+
+
+def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
+    _, run, _ = run_of(folder, "run", "run.keep=3")
+    assert run.steps() == [12, 16, 20]
+    assert len(list(run.checkpoints.iterdir())) == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_a_checkpoint(
+    folder: Path, where: str, value: float
+) -> None:
+    recipe = recipe_of(folder)
+    task, run = Lines(recipe), RunDirectory(folder / "run")
+    healthy = task.loss
+
+    def sick(batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        loss, figures = healthy(batch, step)
+        if step == 9:
+            if where == "loss":
+                loss = loss * value
+            else:
+                loss.register_hook(lambda gradient: gradient * value)
+        return loss, figures
+
+    task.loss = sick  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=rf"the {where} of step 9 is (nan|inf); lower optimizer\.learning_rate"):
+        train(recipe, task, run, lambda progress: None, dtype="float32")
+    assert run.steps() == [4, 8]
+    kept = load_file(run.checkpoints / "step-00000008/weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert not run.model.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("model.depth=2", r"\[model\]"),
+        ("data.seed=3", r"\[data\]"),
+        ("optimizer.name=muon", r"optimizer\.name"),
+        ("run.objective=circles", r"run\.objective"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another_one(folder: Path, override: str, part: str) -> None:
+    run = stopped_at(folder, "run", 12)
+    before = (run.path / "recipe.json").read_text()
+    with pytest.raises(ValueError, match=rf"run' holds a run with another {part}; choose another --out"):
+        run_of(folder, "run", override)
+    assert (run.path / "recipe.json").read_text() == before
+    assert run.steps()[-1] == 12
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_first_handler_comes_back(folder: Path) -> None:
+    recipe = recipe_of(folder)
+    task, run = Lines(recipe), RunDirectory(folder / "run")
+    handler = signal.getsignal(signal.SIGINT)
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    task.events[9] = twice
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, task, run, lambda progress: None, dtype="float32")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert run.steps() == [4, 8]
+
+
+def test_the_card_says_how_it_was_made(folder: Path) -> None:
+    _, run, figures = run_of(folder, "run", "run.seed=5")
+    card = (run.model / "README.md").read_text()
+    headings = [line for line in card.splitlines() if line.startswith("#")]
+    assert headings == ["# lines", "## How it was made", "## Data and licences", "## Validation", "## Limits"]
+    for fact in ("`lines.toml`", "20 of 16 points", "| seed | 5 |", "adamw", "0.01", torch.__version__, "CDLA-Sharing"):
+        assert fact in card, fact
+    assert f"| error | {figures['error']:.4g} | of y |" in card
+    assert "- It is straight." in card
+    assert str(folder) not in card
+
+
+# ---- the learning rate -----------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    """By hand, of 10 steps: two of warm-up, a plateau of four, and four that fall in a straight line to a tenth."""
+    settings = OptimizerSettings(learning_rate=2.0, warmup=2, decay=0.4, final=0.1)
+    rates = [settings.rate(step, 10) for step in range(10)]
+    assert rates == pytest.approx([1, 2, 2, 2, 2, 2, 1.55, 1.1, 0.65, 0.2])
+
+
+def test_a_cosine_falls_from_the_end_of_the_warm_up() -> None:
+    """By hand, of 6 steps: two of warm-up, then (1 + cos) / 2 at quarters of a half turn, to nothing."""
+    settings = OptimizerSettings(learning_rate=1.0, warmup=2, decay=1.0, shape="cosine")
+    half = math.sqrt(0.5)
+    rates = [settings.rate(step, 6) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1, (1 + half) / 2, 0.5, (1 - half) / 2, 0])
+
+
+def test_without_warm_up_and_fall_the_learning_rate_is_one_number() -> None:
+    settings = OptimizerSettings(learning_rate=0.3, warmup=0, decay=0.0)
+    assert {settings.rate(step, 7) for step in range(7)} == {0.3}
+
+
+# ---- which weights move how ------------------------------------------------------------------------------------
+
+
+def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
+    """Only matrices and kernels decay; embeddings, gains and biases do not."""
+    model = nn.ModuleDict({"words": nn.Embedding(5, 4), "hidden": nn.Linear(4, 4), "kernel": nn.Conv2d(4, 4, 3)})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def groups(name: str) -> list[tuple[str, float, list[str]]]:
+        optimizers = make_optimizers(model, OptimizerSettings(name=name, weight_decay=0.1))
+        return [
+            (type(optimizer).__name__, group["weight_decay"], [names[id(p)] for p in group["params"]])
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+        ]
+
+    plain = ["words.weight", "hidden.bias", "kernel.bias"]
+    assert groups("muon") == [
+        ("AdamW", 0.1, ["kernel.weight"]),
+        ("AdamW", 0.0, plain),
+        ("Muon", 0.1, ["hidden.weight"]),
+    ]
+    assert groups("adamw") == [("AdamW", 0.1, ["hidden.weight", "kernel.weight"]), ("AdamW", 0.0, plain)]
