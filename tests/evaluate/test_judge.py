@@ -8,7 +8,7 @@ from PIL import Image
 
 from diptych.core import weights
 from diptych.data.scenes import ATTRIBUTES
-from diptych.evaluate.judge import card_accuracy, measure_judge, open_judge, read_pictures
+from diptych.evaluate.judge import card_accuracy, measure_judge, open_judge
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.models import bundled, open_model
 
@@ -102,13 +102,13 @@ def test_the_shipped_judge_reads_real_scenes_that_it_never_saw(
     real_scenes: list[tuple[dict[str, str], Image.Image]],
 ) -> None:
     """All five attributes of all twelve, half of them combinations that no training picture showed."""
-    assert read_pictures(open_judge(), [picture for _, picture in real_scenes]) == [truth for truth, _ in real_scenes]
+    assert open_judge().read_pictures([picture for _, picture in real_scenes]) == [truth for truth, _ in real_scenes]
 
 
 def test_the_shipped_judge_is_not_fooled_by_softness(real_scenes: list[tuple[dict[str, str], Image.Image]]) -> None:
     """What an autoencoder does to edges: half the size and back."""
     soft = [picture.resize((64, 64)).resize((128, 128)) for _, picture in real_scenes]
-    assert read_pictures(open_judge(), soft) == [truth for truth, _ in real_scenes]
+    assert open_judge().read_pictures(soft) == [truth for truth, _ in real_scenes]
 
 
 def test_the_shipped_judge_is_small_and_knows_the_words_of_the_scenes() -> None:

@@ -63,7 +63,7 @@ def test_a_run_leaves_metrics_samples_and_a_model_with_its_card(finished: Finish
 def test_the_card_says_where_the_model_comes_from(finished: Finished, objective: str) -> None:
     card = (finished(objective).model / "README.md").read_text()
     headings = re.findall(r"^#+ .*$", card, re.MULTILINE)
-    assert headings == ["# tiny", "## How it was made", "## Data and licences", "## Validation", "## Limits"]
+    assert headings[:5] == ["# tiny", "## How it was made", "## Data and licences", "## Validation", "## Limits"]
     for word in ("recipe", "seed", "validation", "licence", f"objective {objective}", "random weights"):
         assert word in card.lower(), word
     source = "tales.txt" if objective == "next-token" else "CC BY 4.0"

@@ -4,19 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
 from diptych.core.precision import choose
-from diptych.core.randomness import generator
 from diptych.core.weights import load_into, read_config
-from diptych.data import scenes
+from diptych.data.fresh import FRESH, fresh_scenes
 from diptych.evaluate.share import Share
 from diptych.image.judge import Judge, JudgeConfig
-from diptych.image.photo import to_tensor
 from diptych.models import bundled
-
-FRESH = 902_100  # a seed that no recipe here trains with
 
 
 @dataclass(frozen=True)
@@ -57,32 +50,10 @@ def open_judge(directory: str | Path | None = None, *, device: str | None = None
     return judge.to(choose(device)[0]).eval()
 
 
-def read_pictures(judge: Judge, pictures: list[Image.Image]) -> list[dict[str, str]]:
-    """What the judge sees on each picture: attribute -> value. Pictures may differ in size."""
-    size = judge.config.size
-    reduced = [torch.nn.functional.adaptive_avg_pool2d(to_tensor(picture), size) for picture in pictures]
-    return judge.read(torch.stack(reduced)) if reduced else []
-
-
-def fresh_scenes(count: int, seed: int = FRESH) -> list[tuple[scenes.Scene, Image.Image]]:
-    """Real scenes that no training saw, every second one a combination that no training saw either.
-
-    Raises:
-        ValueError: where the sprites are missing under DIPTYCH_DATA.
-    """
-    known, held_out = scenes.training_scenes(), scenes.held_out_scenes()
-    drawn = []
-    for index in range(count):
-        among = held_out if index % 2 else known
-        scene = among[int(generator(seed=seed, sample=index, stream=9).integers(len(among)))]
-        drawn.append((scene, scenes.compose(scene, seed, index)))
-    return drawn
-
-
 def measure_judge(judge: Judge, count: int = 200, seed: int = FRESH) -> Accuracy:
     """The judge's readings of `count` fresh scenes against their truth. Raises ValueError as `fresh_scenes`."""
     drawn = fresh_scenes(count, seed)
-    said = read_pictures(judge, [picture for _, picture in drawn])
+    said = judge.read_pictures([picture for _, picture in drawn])
     pairs = [(words, scene) for words, (scene, _) in zip(said, drawn, strict=True)]
     names = judge.config.heads
     right = {name: sum(words[name] == getattr(scene, name) for words, scene in pairs) for name in names}

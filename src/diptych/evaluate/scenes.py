@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diptych.core.files import atomic_file, output_path
 from diptych.data import scenes
-from diptych.evaluate.judge import FRESH, fresh_scenes, read_pictures
+from diptych.data.fresh import FRESH, fresh_scenes
 from diptych.evaluate.share import Share
 from diptych.image.judge import Judge
 from diptych.image.model import ImageModel, NoiseLoss
@@ -152,7 +152,7 @@ def evaluate_scenes(
     painted: list[Painted] = []
     for request, images in zip(requests, _paint(model.runner(), requests, together, watch), strict=True):
         named = scenes.parse(request.prompt)
-        for sample, (image, words) in enumerate(zip(images, read_pictures(judge, images), strict=True)):
+        for sample, (image, words) in enumerate(zip(images, judge.read_pictures(images), strict=True)):
             seen = {name: words[name] for name in named}
             painted.append(Painted(request.prompt, request.seed, sample, named, seen, image))
     return SceneReport(model.name, {"seed": seed, "count": pictures_each, **settings}, painted)

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.spelling import unknown
 from diptych.image.autoencoder import Block
+from diptych.image.photo import to_tensor
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,8 @@ class Judge(nn.Module):
             {name: words[best[name][index]] for name, words in self.config.heads.items()}
             for index in range(len(pictures))
         ]
+
+    def read_pictures(self, pictures: list[Image.Image]) -> list[dict[str, str]]:
+        """The same of pictures as PIL has them, of any sizes."""
+        reduced = [F.adaptive_avg_pool2d(to_tensor(picture), self.config.size) for picture in pictures]
+        return self.read(torch.stack(reduced)) if reduced else []

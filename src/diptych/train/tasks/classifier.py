@@ -17,6 +17,7 @@ from torch import Tensor
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed, generator
 from diptych.core.weights import save
+from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import RenderedScenes, render
 from diptych.data.scenes import ATTRIBUTES
@@ -38,6 +39,7 @@ class Data:
         scale: largest change of scale, as a share.
         brightness, contrast: largest change, as a share of the range.
         blur: largest standard deviation of a Gaussian blur, in pixels of the size that the judge sees.
+        fresh: scenes that the finished judge is measured on.
     """
 
     scenes: int = 24000
@@ -49,11 +51,14 @@ class Data:
     brightness: float = 0.06
     contrast: float = 0.10
     blur: float = 1.3
+    fresh: int = 2000
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < self.scenes:
             raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
         check_seed(self.seed)
+        if self.fresh < 1:
+            raise ValueError(f"data.fresh must be at least 1, not {self.fresh}")
         for name, most in (("move", 1), ("scale", 1), ("brightness", 1), ("contrast", 1), ("blur", 3)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"data.{name} must be from 0 to {most}, not {getattr(self, name)}")
@@ -194,10 +199,33 @@ class ClassifierTask:
             ),
         )
 
+    def accuracy(self) -> dict[str, float]:
+        """Share of fresh scenes read right, by attribute and on the whole; half of them are held-out combinations."""
+        drawn = fresh_scenes(self.data.fresh)
+        said = self.model.read_pictures([picture for _, picture in drawn])
+        right = {
+            name: sum(words[name] == getattr(scene, name) for words, (scene, _) in zip(said, drawn, strict=True))
+            for name in ATTRIBUTES
+        }
+        shares = {name: found / len(drawn) for name, found in right.items()}
+        return {"pictures": len(drawn), **shares, "mean": sum(shares.values()) / len(shares)}
+
     def save(self, directory: Path, card: str) -> None:
-        config: dict[str, Any] = {"panel": "judge", "name": self.recipe.name, "judge": self.model.config.to_dict()}
+        """The accuracy on fresh scenes goes into the config: where the sprites are missing, it is what is known."""
+        accuracy = self.accuracy()
+        config: dict[str, Any] = {
+            "panel": "judge",
+            "name": self.recipe.name,
+            "judge": self.model.config.to_dict(),
+            "accuracy": accuracy,
+        }
+        rows = "\n".join(f"| {name} | {100 * share:.1f} % |" for name, share in accuracy.items() if name != "pictures")
+        fresh = (
+            f"## Right on fresh scenes\n\n{self.data.fresh:,} scenes of a seed that nothing is trained with, half of "
+            f"them held-out combinations:\n\n| attribute | right |\n|---|---|\n{rows}\n"
+        )
         tensors = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
-        save(directory, config, tensors, card=card)
+        save(directory, config, tensors, card=f"{card}\n{fresh}")
 
 
 def _right(model: Judge, pictures: Tensor, truth: Tensor, name: str) -> float:
