@@ -238,6 +238,11 @@ class DiffusionTask:
         )
 
     def save(self, directory: Path, card: str) -> None:
+        """The autoencoder's own card, where it has one, becomes the last section of the painter's."""
+        before = Path(self.data.autoencoder) / "README.md"
+        if before.is_file() and read_config(self.data.autoencoder).get("kind") == "autoencoder":
+            _, _, text = before.read_text(encoding="utf-8").partition("\n")
+            card += "\n## Its autoencoder\n" + text.replace("\n## ", "\n### ")
         self.painter.save(directory, card)
 
 
@@ -267,6 +272,10 @@ def latents_of(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute
 
 def trained_autoencoder(directory: str) -> Autoencoder:
     """The frozen autoencoder of a checkpoint, which may be a painter's."""
+    if not Path(directory).is_dir():
+        raise ValueError(
+            f"there is no autoencoder at '{directory}'; 'diptych train recipes/autoencoder.toml' makes one"
+        )
     config = read_config(directory)
     if not isinstance(config.get("autoencoder"), dict):
         raise ValueError(f"'{directory}' is not a checkpoint with an autoencoder")
