@@ -172,7 +172,7 @@ def test_an_unknown_objective_names_the_nearest(recipe: Read) -> None:
         ("diffusion", "model.unet.widths=[48]", "[model]: U-Net widths must be multiples of 32"),
         ("diffusion", "model.unet.widths=32", "model.unet.widths must be a list, not 32"),
         ("diffusion", "model.encoder.widht=8", "unknown key 'widht' in [model.encoder]; did you mean 'width'?"),
-        ("diffusion", "data.autoencoder=nowhere", "there is no autoencoder at 'nowhere'; 'diptych train recipes/autoencoder.toml' makes one"),
+        ("diffusion", "data.autoencoder=nowhere", "there is no autoencoder at 'nowhere'; 'diptych train"),
         ("diffusion", "data.size=36", "data.size must be a multiple of 8, not 36"),
         ("classifier", "model.weights={ hat = 2 }", "model.weights may name animal, worn, place, time, style, not 'ha"),
         ("classifier", "data.blur=9", "data.blur must be from 0 to 3, not 9"),
