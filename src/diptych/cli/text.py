@@ -23,7 +23,9 @@ def text(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest; 1 draws as the model says.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest only; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest that reach this probability together.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from those at least this share as likely as the likeliest.")] = 0.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw from those at least this share as likely as the likeliest.")
+    ] = 0.05,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens already there become less likely.")] = 1.0,
     seed: frame.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the writing; may be given again.")] = None,

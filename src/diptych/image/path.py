@@ -6,7 +6,7 @@ only `Node`s of it: a time with its alpha and sigma.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -125,16 +125,10 @@ def ddpm_cosine(steps: int = 1000, offset: float = 0.008) -> Path:
     edges = np.cos((np.arange(steps + 1) / steps + offset) / (1 + offset) * np.pi / 2) ** 2
     betas = np.minimum(1 - edges[1:] / edges[:-1], 0.999)
     path = _from_alpha_bar("ddpm-cosine", np.cumprod(1 - betas))
-    # The very last steps have hardly any signal left (sigma / alpha in the thousands), where a noise prediction says
-    # nothing of the picture: generation starts where the ratio is about 100, as the linear schedule does.
-    return Path(
-        path.name,
-        True,
-        path.log_ratio,
-        path.inverse,
-        start=float(path.inverse(np.asarray(math.log(100.0)))),
-        end=path.end,
-    )
+    # The last steps have hardly any signal (sigma / alpha in the hundreds), and a noise prediction that is a little
+    # wrong there means a picture that is far off. Generation starts where the ratio is 20: alpha^2 is 1/401.
+    start = float(path.inverse(np.asarray(math.log(20.0))))
+    return replace(path, start=start)
 
 
 def variance_exploding(smallest: float = 0.002, largest: float = 80.0) -> Path:

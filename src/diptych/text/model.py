@@ -73,7 +73,7 @@ class TextModel:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
-        min_p: float = 0.0,
+        min_p: float = 0.05,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
