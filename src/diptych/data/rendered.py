@@ -16,9 +16,27 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from diptych.core.files import atomic_file
+from diptych.core.randomness import check_seed
 from diptych.data import scenes
 
 CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneData:
+    """[data] of a recipe that trains on scenes: `scenes` of them are drawn with `seed`, `size` pixels a side; the last
+    `held_out` validate.
+    """
+
+    scenes: int = 24000
+    held_out: int = 256
+    seed: int = 11
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < self.scenes:
+            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.core.precision import choose
-from diptych.core.randomness import check_seed, generator, normal
+from diptych.core.randomness import generator, normal
 from diptych.core.weights import save
 from diptych.data.licences import SCENES
 from diptych.data.rendered import RenderedScenes, render
+from diptych.data.rendered import SceneData as Data
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.objective import autoencoder_loss, peak_signal_to_noise
 from diptych.image.photo import to_picture
@@ -21,21 +22,6 @@ from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 DATA, LATENT, FLIP = 1, 2, 3  # streams of randomness
-
-
-@dataclass(frozen=True)
-class Data:
-    """[data]: `scenes` training pictures are drawn with `seed`; the last `held_out` of them validate."""
-
-    scenes: int = 24000
-    held_out: int = 256
-    seed: int = 11
-    size: int = 128
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < self.scenes:
-            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from diptych.core.precision import choose
-from diptych.core.randomness import check_seed, generator
+from diptych.core.randomness import generator
 from diptych.core.weights import save
 from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
-from diptych.data.rendered import RenderedScenes, render
+from diptych.data.rendered import RenderedScenes, SceneData, render
 from diptych.data.scenes import ATTRIBUTES
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.image.photo import to_picture
@@ -30,9 +30,9 @@ from diptych.train.start import Start
 DATA = 1  # stream of randomness
 
 
-@dataclass(frozen=True)
-class Data:
-    """[data]: `scenes` training pictures are drawn with `seed`; the last `held_out` of them validate.
+@dataclass(frozen=True, kw_only=True)
+class Data(SceneData):
+    """[data]: scenes, and how they are varied.
 
     Args:
         move: largest shift, as a share of the picture's side.
@@ -42,10 +42,7 @@ class Data:
         fresh: scenes that the finished judge is measured on.
     """
 
-    scenes: int = 24000
     held_out: int = 1000
-    seed: int = 11
-    size: int = 128
     move: float = 0.06
     scale: float = 0.08
     brightness: float = 0.06
@@ -54,9 +51,7 @@ class Data:
     fresh: int = 2000
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < self.scenes:
-            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
-        check_seed(self.seed)
+        super().__post_init__()
         if self.fresh < 1:
             raise ValueError(f"data.fresh must be at least 1, not {self.fresh}")
         for name, most in (("move", 1), ("scale", 1), ("brightness", 1), ("contrast", 1), ("blur", 3)):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from diptych.core.files import atomic_file
 from diptych.core.precision import choose
-from diptych.core.randomness import check_seed, generator, normal
+from diptych.core.randomness import generator, normal
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import load_into, read_config
 from diptych.data import scenes
 from diptych.data.licences import SCENES
-from diptych.data.rendered import cache_directory, render
+from diptych.data.rendered import SceneData, cache_directory, render
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
@@ -33,29 +33,19 @@ CHOICE, NOISE, TIMES, WORDS, DROPPED = 1, 2, 3, 4, 5  # streams of randomness
 SHOWN = 8
 
 
-@dataclass(frozen=True)
-class Data:
+@dataclass(frozen=True, kw_only=True)
+class Data(SceneData):
     """[data]: scenes and how they become latents.
 
     Args:
         autoencoder: checkpoint directory of the trained autoencoder, or of a painter that has one.
-        scenes, held_out, seed, size: as for the autoencoder; the last `held_out` validate.
         captions: of the vocabulary's training.
         vocab_size: tokens of the prompts' vocabulary.
     """
 
     autoencoder: str
-    scenes: int = 24000
-    held_out: int = 256
-    seed: int = 11
-    size: int = 128
     captions: int = 8000
     vocab_size: int = 512
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < self.scenes:
-            raise ValueError(f"data.held_out must be from 1 to below data.scenes ({self.scenes}), not {self.held_out}")
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
