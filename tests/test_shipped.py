@@ -2,9 +2,10 @@
 
 import re
 
-import diptych
 import numpy as np
 import pytest
+
+import diptych
 from diptych.evaluate.judge import open_judge
 from diptych.image.model import ImageModel
 from diptych.image.runner import ImageRequest

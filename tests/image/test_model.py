@@ -134,8 +134,15 @@ def test_the_objective_is_zero_for_the_oracle_and_one_for_silence() -> None:
         def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
-    silent, _ = noise_prediction_loss(Silence(clean), ddpm_cosine(), clean, noise, times, context, mask)
+    silent, each = noise_prediction_loss(Silence(clean), ddpm_cosine(), clean, noise, times, context, mask)
     assert silent.item() == pytest.approx(1, abs=0.1)
+    weighted, same = noise_prediction_loss(
+        Silence(clean), ddpm_cosine(), clean, noise, times, context, mask, weighting="v"
+    )
+    alpha, sigma = ddpm_cosine().coefficients(times)
+    v_weight = (1 + sigma**2 / alpha**2).clamp(max=400)
+    assert torch.equal(each, same)
+    assert weighted.item() == pytest.approx((each * v_weight).mean().item(), rel=1e-4)
 
 
 def test_latents_are_normalised_and_come_back() -> None:

@@ -1,5 +1,7 @@
 """What training minimises on the image side: the autoencoder's loss and the denoiser's."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,17 +37,39 @@ def peak_signal_to_noise(painted: Tensor, pictures: Tensor) -> Tensor:
     return 10 * torch.log10(4 / F.mse_loss(painted.float(), pictures.float(), reduction="none").mean((1, 2, 3)))
 
 
+LARGEST_WEIGHT = 400.0
+
+# How much a noise level counts, from its log signal-to-noise ratio (B,).
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    # Ho et al. 2020, eq. 14.
+    "simple": torch.ones_like,
+    # 1 + sigma^2 / alpha^2: the loss that predicting v has (Salimans & Ho 2022, sec. 4). Where there is hardly any
+    # signal, a small error of the noise is a large one of the picture, of its colour before all. Cut off where there
+    # is none.
+    "v": lambda log_snr: (1 + torch.exp(-log_snr)).clamp(max=LARGEST_WEIGHT),
+}
+
+
 def noise_prediction_loss(
-    network: nn.Module, path: Path, clean: Tensor, noise: Tensor, times: Tensor, context: Tensor, mask: Tensor
+    network: nn.Module,
+    path: Path,
+    clean: Tensor,
+    noise: Tensor,
+    times: Tensor,
+    context: Tensor,
+    mask: Tensor,
+    *,
+    weighting: str = "simple",
 ) -> tuple[Tensor, Tensor]:
-    """The simple DDPM objective: squared error of the predicted noise, evenly over times (Ho et al. 2020, eq. 14).
+    """The DDPM objective: squared error of the predicted noise, weighted by noise level (Ho et al. 2020, eq. 12, 14).
 
     Args:
         clean, noise: (B, C, H, W), float32; times: (B,) in 0..1.
         context, mask: the prompts, (B, S, width) and (B, S).
+        weighting: one of WEIGHTINGS.
 
     Returns:
-        The mean over the batch, and the loss of each picture (B,), detached.
+        The weighted mean over the batch, and the unweighted loss of each picture (B,), detached.
     """
     alpha, sigma = path.coefficients(times)
     noisy = add_noise(clean, noise, alpha, sigma)
@@ -53,4 +77,4 @@ def noise_prediction_loss(
     log_snr = 2 * (alpha.log() - sigma.log())
     predicted = network(noisy.to(dtype), log_snr, context.to(dtype), mask).float()
     losses = (predicted - noise).square().mean((1, 2, 3))
-    return losses.mean(), losses.detach()
+    return (losses * WEIGHTINGS[weighting](log_snr)).mean(), losses.detach()

@@ -21,7 +21,7 @@ from diptych.data.rendered import SceneData, cache_directory, render
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
-from diptych.image.objective import noise_prediction_loss
+from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
 from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
@@ -50,9 +50,11 @@ class Data(SceneData):
 
 @dataclass(frozen=True)
 class Model:
-    """[model]: the path, the share of captions left out (for guidance), and the sizes of the two networks."""
+    """[model]: the path, how noise levels are weighted against each other (`objective.WEIGHTINGS`), the share of
+    captions left out (for guidance), and the sizes of the two networks."""
 
     path: str = "ddpm-cosine"
+    weighting: str = "simple"
     caption_dropout: float = 0.1
     unet: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class Model:
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"model.caption_dropout must be at least 0 and below 1, not {self.caption_dropout}")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"model.weighting must be one of {', '.join(WEIGHTINGS)}, not '{self.weighting}'")
 
 
 class DiffusionBatch(NamedTuple):
@@ -153,7 +157,14 @@ class DiffusionTask:
     def loss(self, batch: DiffusionBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         context = self.painter.encoder(batch.tokens, batch.mask)
         loss, each = noise_prediction_loss(
-            self.painter.unet, self.painter.path, batch.latents, batch.noise, batch.times, context, batch.mask
+            self.painter.unet,
+            self.painter.path,
+            batch.latents,
+            batch.noise,
+            batch.times,
+            context,
+            batch.mask,
+            weighting=self.settings.weighting,
         )
         half = len(each) // 2
         if not half:
