@@ -1,5 +1,6 @@
 """The model card: what a finished checkpoint is, how it was made, from which data, how good it is and where it ends."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,3 +105,16 @@ def _duration(seconds: float) -> str:
     if minutes < 2:
         return f"{seconds:.0f} seconds"
     return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours {minutes % 60} minutes"
+
+
+def earlier_stage(title: str, directory: str | Path) -> str:
+    """A section on a checkpoint that this one was built on: how it was made and how good it was, from its own card.
+
+    Empty where the checkpoint has no card.
+    """
+    card = Path(directory) / "README.md"
+    if not card.is_file():
+        return ""
+    parts = re.split(r"^## ", card.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    kept = [f"### {part.strip()}\n" for part in parts if part.startswith(("How it was made", "Validation"))]
+    return "\n".join([f"\n## {title}\n", *kept]) if kept else ""

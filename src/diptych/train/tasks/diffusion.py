@@ -25,7 +25,7 @@ from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
 from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
-from diptych.train.card import About
+from diptych.train.card import About, earlier_stage
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -239,11 +239,10 @@ class DiffusionTask:
         )
 
     def save(self, directory: Path, card: str) -> None:
-        """The autoencoder's own card, where it has one, becomes the last section of the painter's."""
-        before = Path(self.data.autoencoder) / "README.md"
-        if before.is_file() and read_config(self.data.autoencoder).get("kind") == "autoencoder":
-            _, _, text = before.read_text(encoding="utf-8").partition("\n")
-            card += "\n## Its autoencoder\n" + text.replace("\n## ", "\n### ")
+        """What the painter was built on comes last in its card."""
+        if self.recipe.run.init_from:
+            card += earlier_stage("The stage before", self.recipe.run.init_from)
+        card += earlier_stage("Its autoencoder", self.data.autoencoder)
         self.painter.save(directory, card)
 
 
