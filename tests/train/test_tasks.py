@@ -308,7 +308,7 @@ def test_scenes_are_drawn_once(world: Path, monkeypatch: pytest.MonkeyPatch, tmp
 def test_every_corpus_and_every_sprite_has_a_licence() -> None:
     assert CORPORA.keys() | set(licences.SCENES) == licences.SOURCES.keys()
     assert all(source.title and source.licence for source in licences.SOURCES.values())
-    assert licences.source("/home/me/tales.txt").title == "texts of the recipe's author, `tales.txt`"
+    assert licences.source("/srv/me/tales.txt").title == "texts of the recipe's author, `tales.txt`"
 
 
 def test_samples_are_sheets_of_pictures(recipe: Read, tmp_path: Path) -> None:
