@@ -21,7 +21,7 @@ from diptych.train.card import About
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
-DATA, LATENT, FLIP = 1, 2, 3  # streams of randomness
+DATA, LATENT = 1, 2  # streams of randomness
 
 
 @dataclass(frozen=True)
