@@ -165,3 +165,16 @@ def test_load_into_names_what_does_not_fit(tmp_path):
     assert_refused(tmp_path, "it has 'scale', which the model has not", fill)
     weights.save(tmp_path, CONFIG, dict(right) | {"weight": torch.ones(2, 4)})
     assert_refused(tmp_path, r"'weight' is \(2, 4\), the model needs \(2, 3\)", fill)
+
+
+def test_a_checkpoint_whose_replacement_was_killed_half_way_is_read_and_replaced(tmp_path):
+    """Between the two renames the old folder lies aside: reading finds it, and so does the next writing."""
+    directory = tmp_path / "model"
+    weights.save(directory, {"number": 1}, {"a": torch.zeros(2)})
+    aside = tmp_path / ".model.old"
+    directory.rename(aside)
+    assert weights.read_config(directory) == {"number": 1}
+    directory.rename(aside)
+    weights.save(directory, {"number": 2}, {"a": torch.ones(2)})
+    assert weights.read_config(directory) == {"number": 2}
+    assert not aside.exists()

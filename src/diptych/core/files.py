@@ -62,10 +62,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block ends well, it takes the place of `path`.
 
     A folder cannot be replaced in one rename, so the old one is moved aside first: at every moment either the old or
-    the new folder is whole under `path`, or the old one is under `.<name>.old` (see `recover_directory`).
+    the new folder is whole under `path`, or the old one is under `.<name>.old`, from where `recover_directory` puts it
+    back before the next reading or writing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover_directory(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     aside = path.parent / f".{path.name}.old"
     try:

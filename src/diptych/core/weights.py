@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diptych.core.files import atomic_directory
+from diptych.core.files import atomic_directory, recover_directory
 from diptych.core.tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
@@ -64,6 +64,8 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, T
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
+    """The config.json of a checkpoint. Raises: ValueError, in one line, where there is none or it is damaged."""
+    recover_directory(directory)
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ValueError(f"'{directory}' is not a checkpoint: it has no config.json")

@@ -21,10 +21,12 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         ValueError: nothing of that name; the message lists the known.
     """
+    from diptych.core.files import recover_directory
     from diptych.core.spelling import unknown
     from diptych.core.weights import read_config
 
     directory = bundled().get(name, Path(name))
+    recover_directory(directory)
     if not directory.is_dir():
         raise unknown("model", name, [*bundled(), "a checkpoint directory"])
     return directory, read_config(directory)
