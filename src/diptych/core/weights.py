@@ -5,7 +5,7 @@ them, the layout that the field's other tools read and write.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +122,26 @@ def load_into(module: nn.Module, directory: str | Path, prefix: str = "") -> Non
     Raises:
         ValueError: naming the first tensor that is missing, left over or of another shape.
     """
+    fill(module, iterate_tensors(directory), directory, prefix)
+
+
+def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str | Path, prefix: str = "") -> None:
+    """As `load_into`, from tensors at hand; `source` is what a message calls them."""
     wanted = module.state_dict()
     missing = set(wanted)
-    for key, tensor in iterate_tensors(directory):
+    for key, tensor in tensors:
         if not key.startswith(prefix):
             continue
         name = key.removeprefix(prefix)
         if name not in wanted:
-            raise ValueError(f"'{directory}' does not fit its config.json: it has '{key}', which the model has not")
+            raise ValueError(f"'{source}' does not fit its config.json: it has '{key}', which the model has not")
         if wanted[name].shape != tensor.shape:
             raise ValueError(
-                f"'{directory}' does not fit its config.json: '{key}' is {tuple(tensor.shape)}, "
+                f"'{source}' does not fit its config.json: '{key}' is {tuple(tensor.shape)}, "
                 f"the model needs {tuple(wanted[name].shape)}"
             )
         with torch.no_grad():
             wanted[name].copy_(tensor)
         missing.discard(name)
     if missing:
-        raise ValueError(f"'{directory}' does not fit its config.json: it lacks '{prefix}{min(missing)}'")
+        raise ValueError(f"'{source}' does not fit its config.json: it lacks '{prefix}{min(missing)}'")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.train.card import model_card
+from diptych.train.muon import Muon
 from diptych.train.recipe import OptimizerSettings, Recipe
 from diptych.train.run import Average, RunDirectory, optimizer_tensors, restore_optimizers
 from diptych.train.tasks import Task
@@ -35,8 +36,14 @@ class Progress:
 Watcher = Callable[[Progress], None]
 
 
-def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (embeddings, kernels, gains)."""
+def make_optimizers(
+    model: nn.Module, settings: OptimizerSettings, compute: torch.dtype
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (embeddings, kernels, gains).
+
+    Args:
+        compute: the machine's fast dtype, for what Muon multiplies.
+    """
     betas = (settings.beta1, settings.beta2)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -51,9 +58,7 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torch
         optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True))
     if for_muon:
         optimizers.append(
-            torch.optim.Muon(
-                for_muon, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            Muon(for_muon, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute)
         )
     return optimizers
 
@@ -121,7 +126,7 @@ def train(
     settings, model = recipe.run, task.model
     device, compute = choose(str(next(model.parameters()).device), dtype)
     run.prepare(recipe)
-    optimizers = make_optimizers(model, recipe.optimizer)
+    optimizers = make_optimizers(model, recipe.optimizer, compute)
     average = Average(model, settings.average) if settings.average else None
     first, spent = 0, 0.0
     if steps := run.steps():

@@ -55,3 +55,21 @@ class Start:
         """The checkpoint's weights into `module`, all that begin with `prefix`."""
         with self.recipe.checking("run", "init_from"):
             weights.load_into(module, self.directory, prefix)
+
+    def fill_narrower(self, module: nn.Module, hidden: int) -> None:
+        """The checkpoint's weights into a `module` whose feed-forwards have fewer units: the strongest `hidden` stay.
+
+        A unit's strength is the product of the norms of what it reads and what it writes, so that leaving out the
+        weakest changes the outputs little (structured pruning, as in Muralidharan et al. 2024); training on mends
+        the rest.
+        """
+        with self.recipe.checking("run", "init_from"):
+            tensors = weights.read_tensors(self.directory)
+            for key in [key for key in tensors if key.endswith("feed_forward.down.weight")]:
+                up, down = tensors[key.replace(".down.", ".up.")], tensors[key]  # (hidden or 2 hidden, C), (C, hidden)
+                halves = up.unflatten(0, (-1, down.shape[1]))  # gate and up, or up alone
+                strength = halves.float().norm(dim=-1).prod(0) * down.float().norm(dim=0)
+                kept = strength.topk(hidden).indices.sort().values
+                tensors[key] = down[:, kept]
+                tensors[key.replace(".down.", ".up.")] = halves[:, kept].flatten(0, 1)
+            weights.fill(module, tensors.items(), self.directory)

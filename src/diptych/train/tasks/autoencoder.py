@@ -26,7 +26,12 @@ DATA, LATENT = 1, 2  # streams of randomness
 
 @dataclass(frozen=True)
 class Model:
-    """[model]: the autoencoder's sizes and the weights of its loss."""
+    """[model]: the autoencoder's sizes and the weights of its loss.
+
+    Args:
+        trains_encoder: false keeps the encoder of `run.init_from` as it is and trains the decoder alone, so that the
+            latents stay those that a painter has learned.
+    """
 
     latent_channels: int = 8
     fold: int = 4
@@ -35,6 +40,7 @@ class Model:
     decoder_blocks: int = 2
     edge_weight: float = 1.0
     kl_weight: float = 1e-4
+    trains_encoder: bool = True
 
 
 class AutoencoderTask:
@@ -54,12 +60,16 @@ class AutoencoderTask:
         start = Start.of(recipe, "autoencoder")
         if start:
             start.check("autoencoder", config.to_dict())
+        elif not self.settings.trains_encoder:
+            with recipe.checking("model", "trains_encoder"):
+                raise ValueError("model.trains_encoder = false needs a trained encoder: name one with run.init_from")
         device, self.compute = choose()
         torch.manual_seed(recipe.run.seed)
         self.model: Autoencoder = Autoencoder(config)
         if start:
             start.fill(self.model, "autoencoder." if start.config.get("panel") == "image" else "")
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.encoder.requires_grad_(self.settings.trains_encoder)
         self.device = device
         self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
 
@@ -91,7 +101,8 @@ class AutoencoderTask:
 
     def validate(self) -> dict[str, float]:
         pictures = self._held_out(self.data.held_out)
-        self.model.measure(pictures)
+        if self.settings.trains_encoder:
+            self.model.measure(pictures)
         rebuilt = torch.cat([self._rebuild(part) for part in pictures.split(32)])
         return {
             "psnr_db": peak_signal_to_noise(rebuilt, pictures).mean().item(),
@@ -129,8 +140,9 @@ class AutoencoderTask:
         )
 
     def save(self, directory: Path, card: str) -> None:
-        chosen = torch.linspace(0, self.data.scenes - self.data.held_out - 1, 512).long().numpy()
-        self.model.measure(torch.from_numpy(self.scenes.pictures[chosen]).to(self.device).float() / 127.5 - 1)
+        if self.settings.trains_encoder:
+            chosen = torch.linspace(0, self.data.scenes - self.data.held_out - 1, 512).long().numpy()
+            self.model.measure(torch.from_numpy(self.scenes.pictures[chosen]).to(self.device).float() / 127.5 - 1)
         config: dict[str, Any] = {"kind": "autoencoder", "autoencoder": self.model.config.to_dict()}
         save(directory, config, self.model.state_dict(), card=card)
 

@@ -92,7 +92,8 @@ class NextTokenTask:
             sizes = DecoderConfig.from_depth(settings.depth, self.data.vocab_size, settings.context, **overrides)
         start = Start.of(recipe, "decoder")
         if start:
-            start.check("decoder", sizes.to_dict(), FREE)
+            is_narrower = sizes.hidden < start.config["decoder"].get("hidden", 0)
+            start.check("decoder", sizes.to_dict(), (*FREE, "hidden") if is_narrower else FREE)
         parts = {
             name: corpora.train_and_validation(name, self.data.seed, self.data.validation_share)
             for name in self.data.mix
@@ -108,7 +109,9 @@ class NextTokenTask:
         self.device, self.compute = choose()
         torch.manual_seed(recipe.run.seed)
         self.model: Decoder = Decoder(sizes).to(self.device)
-        if start:
+        if start and is_narrower:
+            start.fill_narrower(self.model, sizes.hidden)
+        elif start:
             start.fill(self.model)
 
     def batch(self, step: int) -> Batch:

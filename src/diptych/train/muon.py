@@ -1,0 +1,84 @@
+"""Muon: momentum whose every update is made orthogonal, for the matrices of hidden layers (Jordan et al. 2024).
+
+torch has one (`torch.optim.Muon`); it iterates in bfloat16 wherever it runs, which costs a CPU without bfloat16
+products a third of its training time, and it takes matrices one by one. This one iterates in the dtype that it is
+given and takes matrices of one shape together.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # chosen to lift small singular values fast; five rounds bring all to about 0.7..1.2
+
+
+def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = 5) -> Tensor:
+    """U V^T of each matrix U S V^T, nearly: every singular value comes out between about 0.7 and 1.2.
+
+    The quintic Newton-Schulz iteration X <- aX + (b XX^T + c (XX^T)^2) X of Jordan et al. 2024.
+
+    Args:
+        matrices: (N, rows, columns).
+        dtype: of the iteration; bfloat16 is exact enough.
+    """
+    a, b, c = QUINTIC
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if is_tall else matrices).to(dtype)  # wide: XX^T is the smaller of the two products
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(rounds):
+        square = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, then scaled to the size of an AdamW update (Liu et al. 2025, sec. 2.2), so
+    that one learning rate suits both.
+
+    Args:
+        parameters: matrices only.
+        weight_decay: decoupled.
+        dtype: of the orthogonalisation.
+
+    Raises:
+        ValueError: for a parameter that is not a matrix.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        learning_rate: float,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(f"Muon takes matrices, not a tensor of shape {tuple(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            momentum, rate = group["momentum"], group["lr"]
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+                alike[parameter.shape].append((parameter, parameter.grad.lerp(buffer, momentum)))
+            for shape, pairs in alike.items():
+                updates = orthogonalise(torch.stack([update for _, update in pairs]), self.dtype)
+                size = 0.2 * math.sqrt(max(shape))
+                for (parameter, _), update in zip(pairs, updates, strict=True):
+                    parameter.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * size)
