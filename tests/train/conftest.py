@@ -20,6 +20,7 @@ objective = "autoencoder"
 steps = 4
 batch = 4
 average = 0.5
+workers = 0
 
 [model]
 latent_channels = 4
@@ -38,6 +39,7 @@ objective = "diffusion"
 steps = 3
 batch = 4
 average = 0.5
+workers = 0
 
 [model]
 path = "ddpm-linear"
@@ -66,6 +68,7 @@ objective = "classifier"
 steps = 3
 batch = 4
 average = 0.5
+workers = 0
 
 [model]
 size = 16
@@ -84,6 +87,7 @@ objective = "next-token"
 steps = 3
 batch = 2
 average = 0.5
+workers = 0
 
 [model]
 depth = 1

@@ -1,10 +1,10 @@
 """Every kind of training, from data to a checkpoint that works, at the smallest size that is real in every part."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +28,6 @@ from diptych.train.tasks.next_token import NextTokenTask, in_proportion
 
 Finished = Callable[[str], RunDirectory]
 Read = Callable[..., Recipe]
-
-
-def tensors_of(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    parts = batch.values() if isinstance(batch, dict) else batch
-    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor], prefix: str = "") -> bool:
@@ -80,14 +73,29 @@ def test_the_card_says_where_the_model_comes_from(finished: Finished, objective:
 def test_a_batch_is_a_function_of_the_seed_and_the_step(recipe: Read, objective: str) -> None:
     first, second = build(recipe(objective)), build(recipe(objective))
     other = build(recipe(objective, "run.seed=2"))
-    first.batch(0)
-    here, again, elsewhere = (tensors_of(task.batch(7)) for task in (first, second, other))
-    later = tensors_of(first.batch(8))
+    rows = range(first.recipe.run.batch)
+    first.source.batch(0, rows)
+    here, again, elsewhere = (list(task.source.batch(7, rows)) for task in (first, second, other))
+    later = list(first.source.batch(8, rows))
     assert all(map(torch.equal, here, again))
     assert not all(map(torch.equal, here, elsewhere))
     assert not all(map(torch.equal, here, later))
     assert same(first.model.state_dict(), second.model.state_dict())
     assert not same(first.model.state_dict(), other.model.state_dict())
+
+
+@pytest.mark.parametrize("objective", TASKS)
+def test_the_rows_of_a_step_are_the_same_however_they_are_divided(recipe: Read, objective: str) -> None:
+    """What gradient accumulation and data parallelism stand on. A source travels to worker processes, so it pickles."""
+    source = build(recipe(objective, "run.batch=6")).source
+    whole = source.batch(3, range(6))
+    travelled = pickle.loads(pickle.dumps(source))
+    for parts in ([range(6)], [range(2), range(2, 6)], [range(row, row + 1) for row in range(6)]):
+        batches = [travelled.batch(3, rows) for rows in parts]
+        assert all(
+            torch.equal(torch.cat(fields), field)
+            for fields, field in zip(zip(*batches, strict=True), whole, strict=True)
+        )
 
 
 @pytest.mark.parametrize("objective", TASKS)
@@ -211,7 +219,9 @@ def test_training_never_reads_what_validates(recipe: Read) -> None:
     task = build(recipe("next-token"))
     assert isinstance(task, NextTokenTask)
     (held_out,) = ([text.partition(".")[0] for text in texts] for texts in task.held_out.values())
-    pages = [task.tokenizer.decode(row.tolist()) for step in range(20) for row in task.batch(step).tokens]
+    pages = [
+        task.tokenizer.decode(row.tolist()) for step in range(20) for row in task.source.batch(step, range(2)).tokens
+    ]
     assert len(held_out) > 2
     assert sum("Once upon a time" in page for page in pages) > 10
     assert not any(opening in page for opening in held_out for page in pages)
@@ -255,7 +265,7 @@ def test_captions_are_left_out_at_the_rate_asked_for(recipe: Read) -> None:
     """The empty prompt is begin and end: two tokens. Three standard deviations of 400 draws at 0.3 are 0.07."""
     task = build(recipe("diffusion", "model.caption_dropout=0.3", "run.batch=100"))
     assert isinstance(task, DiffusionTask)
-    lengths = torch.cat([task.batch(step).mask.sum(1) for step in range(4)])
+    lengths = torch.cat([task.source.batch(step, range(100)).mask.sum(1) for step in range(4)])
     assert (lengths == 2).float().mean().item() == pytest.approx(0.3, abs=0.07)
 
 
@@ -264,7 +274,7 @@ def test_each_epoch_shows_every_training_scene_once(recipe: Read) -> None:
     assert isinstance(task, DiffusionTask)
     latents = torch.from_numpy(task.latents).float()
     for epoch in range(2):
-        seen = torch.cat([task.batch(step).latents for step in range(4 * epoch, 4 * epoch + 4)])
+        seen = torch.cat([task.source.batch(step, range(4)).latents for step in range(4 * epoch, 4 * epoch + 4)])
         found = [int((latents - one).abs().flatten(1).sum(1).argmin()) for one in seen]
         assert sorted(found) == list(range(16)), "24 scenes, 8 of them held out"
 

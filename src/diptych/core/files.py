@@ -69,24 +69,31 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    aside = path.parent / f".{path.name}.old"
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(0o666 & ~_umask())  # safetensors makes its files readable by their owner alone
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        temporary.chmod(0o777 & ~_umask())
-        flush_directory(temporary)
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        flush_directory(path.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        put_in_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """A folder that is written becomes `path`, flushed to disk before, as `atomic_directory` says."""
+    aside = path.parent / f".{path.name}.old"
+    for file in finished.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())  # safetensors makes its files readable by their owner alone
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        else:
+            flush_directory(file)
+    finished.chmod(0o777 & ~_umask())
+    flush_directory(finished)
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    os.replace(finished, path)
+    flush_directory(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover_directory(path: str | Path) -> None:

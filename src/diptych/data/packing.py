@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diptych.core.randomness import generator
 from diptych.core.tokenizer import Tokenizer
+from diptych.data.trouble import Trouble
 
 IGNORED = -100  # target of a position that has none
 ORDER, SCHEDULE, LAYOUT = 1, 2, 3  # streams of randomness
@@ -133,10 +134,11 @@ class Mixture:
         )
         self.quotas = _apportion(rows / rows.sum(), PERIOD)  # rows of each corpus in a period
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The batch of a step (from 0): a pure function of its arguments."""
+    def batch(self, step: int, batch_size: int, seed: int, rows: range | None = None) -> Batch:
+        """The batch of a step (from 0), or only these `rows` of it: a pure function of its arguments."""
         chosen: list[Batch] = []
-        for global_row in range(step * batch_size, (step + 1) * batch_size):
+        for row in range(batch_size) if rows is None else rows:
+            global_row = step * batch_size + row
             period, place = divmod(global_row, PERIOD)
             corpus, earlier = _schedule(tuple(self.quotas), seed, period)
             index = int(corpus[place])
@@ -150,6 +152,20 @@ class Mixture:
         return [
             num_rows / PERIOD * quota / corpus.num_rows for quota, corpus in zip(self.quotas, self.corpora, strict=True)
         ]
+
+
+class MixtureSource:
+    """A mixture as a `Source`: steps of `batch_size` rows in the order of `seed`."""
+
+    def __init__(self, mixture: Mixture, batch_size: int, seed: int) -> None:
+        self.mixture, self.batch_size, self.seed = mixture, batch_size, seed
+
+    def batch(self, step: int, rows: range) -> Batch:
+        return self.mixture.batch(step, self.batch_size, self.seed, rows)
+
+    def troubles(self) -> list[Trouble]:
+        """None: what was broken was left out when the documents were read."""
+        return []
 
 
 def _apportion(shares: np.ndarray, total: int) -> list[int]:

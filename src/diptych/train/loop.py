@@ -1,21 +1,27 @@
 """The one training loop. It knows a task, an optimizer and a run directory, and nothing of text or images."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from diptych.core.precision import choose
+from diptych.data.reading import read_ahead
+from diptych.data.trouble import Troubles
 from diptych.train.card import model_card
-from diptych.train.muon import Muon
-from diptych.train.recipe import OptimizerSettings, Recipe
-from diptych.train.run import Average, RunDirectory, optimizer_tensors, restore_optimizers
+from diptych.train.optimizers import make_optimizers
+from diptych.train.ranks import ALONE, Ranks, blocks_of
+from diptych.train.recipe import Recipe
+from diptych.train.refusal import IN_A_ROW, save_batches
+from diptych.train.run import RunDirectory
+from diptych.train.state import State
+from diptych.train.step import Done, Stepper, prepare
 from diptych.train.tasks import Task
 
 
@@ -34,33 +40,6 @@ class Progress:
 
 
 Watcher = Callable[[Progress], None]
-
-
-def make_optimizers(
-    model: nn.Module, settings: OptimizerSettings, compute: torch.dtype
-) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (embeddings, kernels, gains).
-
-    Args:
-        compute: the machine's fast dtype, for what Muon multiplies.
-    """
-    betas = (settings.beta1, settings.beta2)
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for_muon = [p for p in trained if settings.name == "muon" and p.ndim == 2 and id(p) not in embeddings]
-    rest = [p for p in trained if not any(p is other for other in for_muon)]
-    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in embeddings]
-    plain = [p for p in rest if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    optimizers: list[torch.optim.Optimizer] = []
-    if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True))
-    if for_muon:
-        optimizers.append(
-            Muon(for_muon, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute)
-        )
-    return optimizers
 
 
 class Interrupted(Exception):
@@ -93,126 +72,185 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _weights(model: nn.Module, weights: dict[str, Tensor] | None) -> Iterator[None]:
-    """Run a block with other weights in the model, in evaluation mode, without gradients."""
-    before = {name: value.detach().clone() for name, value in model.state_dict().items()} if weights else None
-    if weights:
-        model.load_state_dict(weights)
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if before:
-            model.load_state_dict(before)
-        model.train()
-
-
 def train(
-    recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtype: str | None = None
+    recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtype: str | None = None, ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """Train until `recipe.run.steps`, from the newest checkpoint of `run` if it has one.
 
-    Weights and optimizer are float32; the task's loss is computed under autocast in the machine's fast dtype.
+    Weights and optimizer are float32 (float64 where dtype is); the task's loss is computed under autocast in the
+    machine's fast dtype.
 
     Returns:
         The last validation's figures.
 
     Raises:
         Interrupted: after Ctrl-C, with everything saved.
-        ValueError: the loss or its gradient is not finite; the last checkpoint stays.
+        ValueError: three steps in a row were not finite, too much data was broken, or a file could not be written;
+            the last checkpoint stays.
     """
     settings, model = recipe.run, task.model
     device, compute = choose(str(next(model.parameters()).device), dtype)
-    run.prepare(recipe)
+    if settings.batch % (ranks.readers * settings.accumulate):
+        raise ValueError(
+            f"run.batch ({settings.batch}) must be a multiple of {ranks.readers} processes that read "
+            f"x run.accumulate ({settings.accumulate})"
+        )
+    if compute == torch.float64:
+        model.double()
+    ranks.spread(task.networks)
+    prepare(task.networks, recompute=settings.recompute, compile=settings.compile, blocks=blocks_of)
     optimizers = make_optimizers(model, recipe.optimizer, compute)
-    average = Average(model, settings.average) if settings.average else None
-    first, spent = 0, 0.0
-    if steps := run.steps():
-        first, spent = _resume(run, steps[-1], model, optimizers, average)
-    else:
-        run.forget_after(0)  # of a start that did not come to its first checkpoint
+    state = State(model, optimizers, settings.average, with_snapshots=settings.snapshot_every > 0)
+    if ranks.is_first:
+        run.prepare(recipe)
+    ranks.wait()
+    steps = run.steps()
+    if steps:
+        state.restore(run, steps[-1])
+    if ranks.is_first:
+        run.forget_after(state.step)  # lines of steps that will be made again
+    stepper = Stepper(task, optimizers, ranks, device, compute, recipe.optimizer.clip, settings.seed)
+    rows = settings.batch // ranks.readers
+    size = rows // settings.accumulate
+    starts = range(ranks.reader * rows, (ranks.reader + 1) * rows, size)
+    reading = read_ahead(
+        task.source,
+        range(state.step, settings.steps),
+        [range(start, start + size) for start in starts],
+        settings.workers,
+    )
+    troubles = Troubles()
+    keeper = Keeper(recipe, task, run, ranks, state)
     model.train()
-    smooth: float | None = None
-    validation: dict[str, float] = {}
-    started = time.perf_counter()
-
-    def checkpoint(step: int) -> None:
-        parts = {"weights": model.state_dict(), "optimizer": optimizer_tensors(optimizers)}
-        if average:
-            parts["average"] = average.weights
-        run.save(step, parts, {"seconds": spent + time.perf_counter() - started}, settings.keep)
-
+    started, first = time.perf_counter(), state.step
+    spent = state.seconds
     with _interrupts() as interrupted:
-        for step in range(first, settings.steps):
-            before = time.perf_counter()
+        for step in range(state.step, settings.steps):
+            asked = time.perf_counter()
+            read = next(reading)
+            waited = time.perf_counter() - asked
+            troubles.saw(rows)
+            troubles.add(read.troubles)
             rate = recipe.optimizer.rate(step, settings.steps)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            batch = task.batch(step)
-            torch.manual_seed(settings.seed + 1_000_003 * (step + 1))  # dropout is a function of the step, too
-            with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                loss, figures = task.loss(batch, step)
-            value = loss.item()
-            _check_finite("loss", value, step, rate)
-            loss.backward()
-            if recipe.optimizer.clip:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip).item()
-                _check_finite("gradient", norm, step, rate)
-                figures["gradient_norm"] = norm
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            if average:
-                average.update(model, step)
-            done = step + 1
-            seconds = time.perf_counter() - before
-            smooth = value if smooth is None else smooth + (value - smooth) * 0.04
-            speed = task.count(batch) / seconds
-            ended = done == settings.steps
-            if ended or (settings.validate_every and done % settings.validate_every == 0):
-                with _weights(model, average.weights if average else None):
-                    validation = task.validate()
-                run.log({"step": done, **{f"validation/{name}": figure for name, figure in validation.items()}})
-            if settings.sample_every and (ended or done % settings.sample_every == 0):
-                with _weights(model, average.weights if average else None):
-                    task.sample(run.samples, done)
-            if done % 10 == 0 or ended:
-                elapsed = spent + time.perf_counter() - started
-                figures = {name: round(figure, 6) for name, figure in figures.items()}
-                about = {"learning_rate": rate, "speed": round(speed, 1), "seconds": round(elapsed, 1)}
-                run.log({"step": done, "loss": round(value, 6), **about, **figures})
-            left = (time.perf_counter() - started) / (done - first) * (settings.steps - done)
-            watch(Progress(done, settings.steps, smooth, rate, speed, task.unit, left, validation))
-            is_stopped = interrupted()
-            if ended or is_stopped or (settings.save_every and done % settings.save_every == 0):
-                checkpoint(done)
-            if is_stopped and not ended:
-                raise Interrupted(done)
-    with _weights(model, average.weights if average else None):
-        validation = validation or task.validate()
-        seconds = spent + time.perf_counter() - started
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        done = max(first, settings.steps)
-        task.save(run.model, model_card(recipe, task.about(), validation, done, seconds, parameters))
-    return validation
+            done = stepper(read.parts, step, rate)
+            state.advance(done, spent + time.perf_counter() - started)
+            is_last = state.step == settings.steps
+            if done.refused:
+                keeper.refuse(read.parts, done.refused, rate)
+            if state.step % settings.log_every == 0 or is_last:
+                keeper.log(done, rate, waited, troubles)
+            keeper.look(is_last)
+            left = (time.perf_counter() - started) / (state.step - first) * (settings.steps - state.step)
+            watch(
+                Progress(
+                    state.step,
+                    settings.steps,
+                    state.smooth,
+                    rate,
+                    done.units / done.seconds,
+                    task.unit,
+                    left,
+                    keeper.validation,
+                )
+            )
+            is_stopped = ranks.any(interrupted())
+            keeper.save(is_needed=is_last or is_stopped)
+            if is_stopped and not is_last:
+                raise Interrupted(state.step)
+    return keeper.finish()
 
 
-def _check_finite(name: str, value: float, step: int, rate: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"the {name} of step {step} is {value}; lower optimizer.learning_rate (now {rate:.2e})")
+class Keeper:
+    """What a run writes: metrics, validation, samples, checkpoints, the best model and the finished one."""
 
+    def __init__(self, recipe: Recipe, task: Task, run: RunDirectory, ranks: Ranks, state: State) -> None:
+        self.recipe, self.task, self.run, self.ranks, self.state = recipe, task, run, ranks, state
+        self.validation: dict[str, float] = {}
 
-def _resume(
-    run: RunDirectory, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], average: Average | None
-) -> tuple[int, float]:
-    parts, state = run.load(step)
-    model.load_state_dict(parts["weights"])
-    restore_optimizers(optimizers, parts["optimizer"])
-    if average:  # one that is switched on in mid-run begins with the weights as they are
-        for name, value in parts.get("average", parts["weights"]).items():
-            average.weights[name].copy_(value)
-    run.forget_after(step)
-    return step, state["seconds"]
+    def log(self, done: Done, rate: float, waited: float, troubles: Troubles) -> None:
+        """One line of metrics of the step just made. `overhead` is the share of the time since the last step that was
+        neither forward, backward nor update."""
+        line = {
+            "step": self.state.step,
+            "loss": round(done.loss, 6),
+            "learning_rate": rate,
+            "speed": round(done.units / done.seconds, 1),
+            "seconds": round(self.state.seconds, 1),
+            "waited": round(waited, 4),
+            **{name: round(figure, 6) for name, figure in done.figures.items()},
+            "gradient_norm": round(done.gradient_norm, 6),
+        }
+        if troubles.count:
+            line["broken"] = troubles.count
+        self._write(line)
+
+    def refuse(self, parts: list[Any], name: str, rate: float) -> None:
+        """A step whose loss or gradient is not finite has changed nothing; its batch is kept to look at.
+
+        Raises:
+            ValueError: at the third in a row.
+        """
+        step, reader = self.state.step - 1, self.ranks.reader
+        path = self.run.refused / f"step-{step:08d}-{reader}.safetensors"
+        save_batches(path, parts)
+        self._write({"step": self.state.step, "refused": name})
+        if self.state.refused >= IN_A_ROW:
+            raise ValueError(
+                f"{IN_A_ROW} steps in a row were not finite, the last of them step {step}; first not finite: {name}. "
+                f"Its batch is {path}; lower optimizer.learning_rate (now {rate:.2e}) or look at the data"
+            )
+
+    def look(self, is_last: bool) -> None:
+        """Validate and sample where it is time, with the averaged weights where there are some."""
+        settings, step = self.recipe.run, self.state.step
+        if is_last or (settings.validate_every and step % settings.validate_every == 0):
+            with self.state.averaged():
+                self.validation = self.task.validate()
+            self._write({"step": step, **{f"validation/{name}": value for name, value in self.validation.items()}})
+            if settings.keep_best and self.state.is_best(self.task.rank(self.validation)):
+                self._save_model(self.run.best)
+        if settings.sample_every and (is_last or step % settings.sample_every == 0):
+            with self.state.averaged(), self._folder(self.run.samples) as folder:
+                self.task.sample(folder, step)
+        if settings.snapshot_every and step % settings.snapshot_every == 0:
+            self.state.snapshot(self.run.snapshots, self.ranks.is_first)
+
+    def save(self, is_needed: bool) -> None:
+        """A checkpoint, where one is due or needed."""
+        settings, step = self.recipe.run, self.state.step
+        if is_needed or (settings.save_every and step % settings.save_every == 0):
+            self.state.save(self.run, self.ranks)
+            if self.ranks.is_first:
+                self.run.thin(settings.keep, settings.keep_every)
+
+    def finish(self) -> dict[str, float]:
+        """The finished model, and the figures of its validation."""
+        if not self.validation:
+            with self.state.averaged():
+                self.validation = self.task.validate()
+        self._save_model(self.run.model)
+        return self.validation
+
+    def _save_model(self, directory: Path) -> None:
+        parameters = sum(p.numel() for p in self.task.model.parameters() if p.requires_grad)
+        with self.state.averaged(), self._folder(directory.parent) as folder:
+            card = model_card(
+                self.recipe, self.task.about(), self.validation, self.state.step, self.state.seconds, parameters
+            )
+            self.task.save(folder / directory.name, card)
+
+    @contextmanager
+    def _folder(self, folder: Path) -> Iterator[Path]:
+        """The folder to write to: in all processes but the first, one that is thrown away. All take part, since the
+        weights are gathered from all."""
+        if self.ranks.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+        else:
+            with TemporaryDirectory() as scratch:
+                yield Path(scratch)
+        self.ranks.wait()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.ranks.is_first:
+            self.run.log(line)

@@ -8,12 +8,15 @@ given and takes matrices of one shape together.
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # chosen to lift small singular values fast; five rounds bring all to about 0.7..1.2
+QUINTIC = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # chosen to lift small singular values fast; five rounds bring all to about 0.7..1.2
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = 5) -> Tensor:
@@ -65,7 +68,7 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon takes matrices, not a tensor of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             momentum, rate = group["momentum"], group["lr"]
             alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)

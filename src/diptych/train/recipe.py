@@ -18,7 +18,7 @@ from diptych.core.randomness import LARGEST_SEED
 from diptych.core.spelling import nearest
 
 SectionT = TypeVar("SectionT")
-SECTIONS = ("run", "model", "data", "optimizer")
+SECTIONS = ("run", "model", "data", "optimizer", "parallel")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,22 @@ class RunSettings:
     Args:
         objective: the kind of training, one of `tasks.TASKS`.
         steps: optimizer steps in all.
-        batch: documents' rows or pictures in one step.
+        batch: documents' rows or pictures in one step, over all parts and processes.
+        accumulate: parts that a process works through one after the other in one step; the result is that of one.
         seed: of the initial weights, the order of the data and every draw.
         validate_every, sample_every, save_every: steps between; 0 is never (the end always validates and saves).
+        log_every: steps between lines of metrics.
         average: decay of the exponential moving average of the weights that validation, samples and the finished
             model use; 0 is no average.
+        snapshot_every: steps between snapshots of two power averages, from which an average of any length can be put
+            together when training is over (`diptych runs average`); 0 makes none.
         keep: checkpoints kept, the newest.
+        keep_every: checkpoints at multiples of this are kept, too; 0 is none.
+        keep_best: whether the model of the best validation is kept as `best/`.
+        workers: processes that read data ahead; 0 reads between steps.
+        recompute: activations inside blocks are computed again in the backward pass instead of kept (activation
+            checkpointing: Chen et al. 2016).
+        compile: blocks are compiled (`torch.compile`).
         init_from: a bundled model or a finished checkpoint directory whose weights (and tokenizer) the run starts
             from; "" starts from random weights.
     """
@@ -41,21 +51,33 @@ class RunSettings:
     objective: str
     steps: int
     batch: int
+    accumulate: int = 1
     seed: int = 1
     validate_every: int = 500
     sample_every: int = 500
     save_every: int = 500
+    log_every: int = 10
     average: float = 0.999
+    snapshot_every: int = 0
     keep: int = 2
+    keep_every: int = 0
+    keep_best: bool = False
+    workers: int = 1
+    recompute: bool = False
+    compile: bool = False
     init_from: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "keep"):
+        for name in ("steps", "batch", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("validate_every", "sample_every", "save_every"):
+        for name in ("validate_every", "sample_every", "save_every", "snapshot_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name} must be 0 (never) or more, not {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"run.workers must be 0 or more, not {self.workers}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"run.batch ({self.batch}) must be a multiple of run.accumulate ({self.accumulate})")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"run.seed must be a whole number from 0 to {LARGEST_SEED}, not {self.seed}")
         if not 0 <= self.average < 1:
@@ -118,11 +140,43 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class ParallelSettings:
+    """[parallel]: how a model is laid over the processes that torchrun starts; their product is the number of them.
+
+    Args:
+        replicate: whole copies of the model, each with other rows.
+        shard: processes that share the weights of a copy and read other rows (FSDP2); 0 is all that are left.
+        tensor: processes that divide each matrix of the transformer blocks and read the same rows.
+    """
+
+    replicate: int = 1
+    shard: int = 0
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("replicate", 1), ("shard", 0), ("tensor", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"parallel.{name} must be at least {least}, not {getattr(self, name)}")
+
+    def filled(self, processes: int) -> "ParallelSettings":
+        """The same with `shard` worked out. Raises: ValueError where the layout does not fill the processes."""
+        shard = self.shard or max(1, processes // (self.replicate * self.tensor))
+        if self.replicate * shard * self.tensor != processes:
+            raise ValueError(
+                f"[parallel] replicate {self.replicate} x shard {shard} x tensor {self.tensor} is "
+                f"{self.replicate * shard * self.tensor} processes, and there {'is' if processes == 1 else 'are'} "
+                f"{processes}; start the run with torchrun --nproc-per-node, or change [parallel]"
+            )
+        return ParallelSettings(self.replicate, shard, self.tensor)
+
+
+@dataclass(frozen=True)
 class Recipe:
     path: Path
     text: str
     run: RunSettings
     optimizer: OptimizerSettings
+    parallel: ParallelSettings
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -157,7 +211,8 @@ class Recipe:
         return {
             "run": vars(self.run) | {},
             "optimizer": vars(self.optimizer) | {},
-            **{name: table for name, table in self.tables.items() if name not in ("run", "optimizer")},
+            "parallel": vars(self.parallel) | {},
+            **{name: table for name, table in self.tables.items() if name in ("model", "data")},
         }
 
 
@@ -189,6 +244,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         text,
         _fill(RunSettings, "run", tables.get("run", {}), path, text),
         _fill(OptimizerSettings, "optimizer", tables.get("optimizer", {}), path, text),
+        _fill(ParallelSettings, "parallel", tables.get("parallel", {}), path, text),
         tables,
     )
 

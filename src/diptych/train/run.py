@@ -2,8 +2,11 @@
 
 recipe.json          the resolved recipe, versions, git state, machine
 metrics.jsonl        one line a log point
-checkpoints/step-…/  weights, average, optimizer (safetensors) and state.json
+checkpoints/step-…/  weights, average, optimizer (a folder of safetensors each) and state.json
 samples/             what the model made on the way
+snapshots/           averages, to choose a length of when training is over
+refused/             batches of steps whose loss or gradient was not finite
+best/                the model of the best validation
 model/               the finished checkpoint
 """
 
@@ -11,18 +14,18 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from diptych import __version__
-from diptych.core.files import atomic_directory, write_atomically
+from diptych.core.files import put_in_place, write_atomically
+from diptych.train.ranks import Ranks
 from diptych.train.recipe import Recipe
-
-Tensors = dict[str, Tensor]
+from diptych.train.sharded import Tensors, read_tensors, write_tensors
 
 
 class RunDirectory:
@@ -30,6 +33,9 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.snapshots = path / "snapshots"
+        self.refused = path / "refused"
+        self.best = path / "best"
         self.model = path / "model"
         self.metrics = path / "metrics.jsonl"
 
@@ -59,11 +65,14 @@ class RunDirectory:
         return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
 
     def log(self, line: dict[str, Any]) -> None:
-        with self.metrics.open("a") as file:
+        with _room(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps past `step`: the resumed run makes them again."""
+        """Drop metrics and snapshots of steps past `step`: the resumed run makes them again."""
+        for path in self.snapshots.glob("step-*.safetensors"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
         if not self.metrics.is_file():
             return
         kept = []
@@ -75,22 +84,56 @@ class RunDirectory:
                 continue  # a line torn by a kill
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
-    def save(self, step: int, parts: dict[str, Tensors], state: dict[str, Any], keep: int) -> None:
-        """Write checkpoint `step` whole, then thin out the old ones."""
-        with atomic_directory(self.checkpoints / f"step-{step:08d}") as temporary:
-            for name, tensors in parts.items():
-                save_file(
-                    {key: value.detach().contiguous() for key, value in tensors.items()},
-                    temporary / f"{name}.safetensors",
-                )
-            (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
-        for old in self.steps()[:-keep]:
-            shutil.rmtree(self.checkpoints / f"step-{old:08d}", ignore_errors=True)
+    def save(self, step: int, parts: dict[str, Tensors], numbers: dict[str, Any], ranks: Ranks) -> None:
+        """Write checkpoint `step`, whole or not at all. Every process writes what it holds, with torch's distributed
+        checkpoints in safetensors, so that any number of processes can read it.
 
-    def load(self, step: int) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        folder = self.checkpoints / f"step-{step:08d}"
-        parts = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-        return parts, json.loads((folder / "state.json").read_text())
+        Raises:
+            ValueError: it cannot be written; the checkpoints before it stay.
+        """
+        place = self._checkpoint(step)
+        unfinished = self.checkpoints / f".{place.name}.part"
+        with _room(place):
+            if ranks.is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed in writing it
+                unfinished.mkdir()
+            ranks.wait()
+            for name, tensors in parts.items():
+                write_tensors(tensors, unfinished / name, ranks)
+            if ranks.is_first:
+                (unfinished / "state.json").write_text(json.dumps({"step": step, **numbers}))
+                put_in_place(unfinished, place)
+        ranks.wait()
+
+    def parts(self, step: int) -> set[str]:
+        """What the checkpoint of `step` keeps."""
+        return {path.name for path in self._checkpoint(step).iterdir() if path.is_dir()}
+
+    def load(self, step: int, parts: dict[str, Tensors]) -> dict[str, Any]:
+        """Read these parts of a checkpoint into the tensors given, and the numbers beside them."""
+        place = self._checkpoint(step)
+        for name, tensors in parts.items():
+            read_tensors(tensors, place / name)
+        numbers: dict[str, Any] = json.loads((place / "state.json").read_text())
+        return numbers
+
+    def thin(self, keep: int, keep_every: int) -> None:
+        """Remove checkpoints but for the newest `keep` and those at multiples of `keep_every` (0 is none)."""
+        for step in self.steps()[:-keep]:
+            if not (keep_every and step % keep_every == 0):
+                shutil.rmtree(self._checkpoint(step), ignore_errors=True)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """What the disk refuses is said in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be written: {error.strerror or error}; earlier checkpoints stay") from error
 
 
 def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -123,47 +166,3 @@ def surroundings() -> dict[str, Any]:
         "git_commit": commit,
         "git_is_clean": None if changed is None else not changed,
     }
-
-
-def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> Tensors:
-    """The state of several optimizers as one flat dict: "<optimizer>.<parameter>.<name>"."""
-    flat: Tensors = {}
-    for number, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                flat[f"{number}.{index}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return flat
-
-
-def restore_optimizers(optimizers: list[torch.optim.Optimizer], flat: Tensors) -> None:
-    """Give the optimizers back what `optimizer_tensors` took.
-
-    A moment takes its parameter's layout in memory: fused AdamW walks both in memory's order, not by index, and a file
-    keeps every tensor in plain order.
-    """
-    parameters = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for key, value in flat.items():
-        number, index, name = key.split(".", 2)
-        like = parameters[int(number)][int(index)]
-        laid_out = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
-        states[int(number)].setdefault(int(index), {})[name] = laid_out
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-class Average:
-    """Exponential moving average of a model's weights, with a short memory at the start (as in TensorFlow's EMA)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        keep = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value.detach(), 1 - keep)
-            else:
-                self.weights[name].copy_(value)

@@ -1,16 +1,17 @@
 """One file a kind of training: data, model and objective put together for the loop.
 
-A task is all that the loop knows of a panel. `batch` is a pure function of the seed and the step, so a run resumes at
-any step without replaying the data.
+A task is all that the loop knows of a panel.
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from diptych.core.spelling import unknown
+from diptych.data.source import Source
 from diptych.train.card import About
 from diptych.train.recipe import Recipe
 
@@ -26,27 +27,35 @@ class Task(Protocol):
     """What is trained, on what, towards what.
 
     Attributes:
-        model: everything whose weights move.
+        model: everything that a checkpoint of the run keeps.
+        networks: the modules in it that are called; the loop shards, recomputes and compiles these.
         unit: what `count` counts: "tokens" or "pictures".
+        source: where batches come from: named tuples of CPU tensors, which the loop moves to the device.
     """
 
     model: nn.Module
     unit: str
 
-    def batch(self, step: int) -> Any:
-        """The batch of a step."""
-        ...
+    @property
+    def networks(self) -> Sequence[nn.Module]: ...
+
+    @property
+    def source(self) -> Source[Any]: ...
 
     def count(self, batch: Any) -> int:
-        """Units in a batch."""
+        """Units in a batch: what its loss is the mean over."""
         ...
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise, and named figures for the log."""
+        """The scalar to minimise, a mean over the batch's units, and named figures for the log."""
         ...
 
     def validate(self) -> dict[str, float]:
         """Figures on held-out data; the same for the same weights."""
+        ...
+
+    def rank(self, figures: dict[str, float]) -> float:
+        """One number of a validation to tell the best by: lower is better."""
         ...
 
     def sample(self, directory: Path, step: int) -> None:

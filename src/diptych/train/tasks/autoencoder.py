@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
@@ -14,6 +14,7 @@ from diptych.core.weights import save
 from diptych.data.licences import SCENES
 from diptych.data.rendered import RenderedScenes, render
 from diptych.data.rendered import SceneData as Data
+from diptych.data.trouble import Trouble
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.objective import autoencoder_loss, peak_signal_to_noise
 from diptych.image.photo import to_picture
@@ -41,6 +42,37 @@ class Model:
     edge_weight: float = 1.0
     kl_weight: float = 1e-4
     trains_encoder: bool = True
+
+
+class PictureBatch(NamedTuple):
+    """pictures (B, 3, H, W), float32, -1..1, and noise for their latents (B, latent_channels, h, w)."""
+
+    pictures: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Scenes in an order by chance, each as it is or mirrored. Args: `latent` is the shape of one latent."""
+
+    scenes: RenderedScenes
+    held_out: int
+    batch_size: int
+    seed: int
+    latent: tuple[int, int, int]
+
+    def batch(self, step: int, rows: range) -> PictureBatch:
+        draw = generator(seed=self.seed, step=step, stream=DATA)
+        here = slice(rows.start, rows.stop)
+        chosen = draw.integers(0, len(self.scenes.pictures) - self.held_out, self.batch_size)[here]
+        is_mirrored = torch.from_numpy(draw.random(self.batch_size) < 0.5)[here, None, None, None]
+        noise = normal((self.batch_size, *self.latent), seed=self.seed, step=step, stream=LATENT)[here]
+        pictures = torch.from_numpy(self.scenes.pictures[chosen]).float() / 127.5 - 1
+        pictures = torch.where(is_mirrored, pictures.flip(-1), pictures)
+        return PictureBatch(pictures.contiguous(memory_format=torch.channels_last), noise)
+
+    def troubles(self) -> list[Trouble]:
+        return []
 
 
 class AutoencoderTask:
@@ -73,21 +105,20 @@ class AutoencoderTask:
         self.device = device
         self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        seed, size = self.recipe.run.seed, self.recipe.run.batch
-        draw = generator(seed=seed, step=step, stream=DATA)
-        chosen = draw.integers(0, self.data.scenes - self.data.held_out, size)
-        pictures = torch.from_numpy(self.scenes.pictures[chosen]).float() / 127.5 - 1
-        mirrored = torch.from_numpy(draw.random(size) < 0.5)[:, None, None, None]
-        pictures = torch.where(mirrored, pictures.flip(-1), pictures)
-        side = self.data.size // self.model.config.downsampling
-        noise = normal((size, self.model.config.latent_channels, side, side), seed=seed, step=step, stream=LATENT)
-        return pictures.to(self.device, memory_format=torch.channels_last), noise.to(self.device)
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model.encoder, self.model.decoder]
 
-    def count(self, batch: tuple[Tensor, Tensor]) -> int:
-        return len(batch[0])
+    @property
+    def source(self) -> "Pictures":
+        config, run = self.model.config, self.recipe.run
+        side = self.data.size // config.downsampling
+        return Pictures(self.scenes, self.data.held_out, run.batch, run.seed, (config.latent_channels, side, side))
 
-    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+    def count(self, batch: PictureBatch) -> int:
+        return len(batch.pictures)
+
+    def loss(self, batch: PictureBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         weights = self.settings
         return autoencoder_loss(self.model, *batch, edge_weight=weights.edge_weight, kl_weight=weights.kl_weight)
 
@@ -108,6 +139,9 @@ class AutoencoderTask:
             "psnr_db": peak_signal_to_noise(rebuilt, pictures).mean().item(),
             "absolute_error": (rebuilt - pictures).abs().mean().item(),
         }
+
+    def rank(self, figures: dict[str, float]) -> float:
+        return -figures["psnr_db"]
 
     def sample(self, directory: Path, step: int) -> None:
         """Held-out pictures above what came back of them."""

@@ -6,13 +6,13 @@ counts is the thing itself and not the crispness with which the composer drew it
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.core.randomness import generator
@@ -21,6 +21,7 @@ from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import RenderedScenes, SceneData, render
 from diptych.data.scenes import ATTRIBUTES
+from diptych.data.trouble import Trouble
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.image.photo import to_picture
 from diptych.train.card import About
@@ -98,6 +99,41 @@ def blurred(pictures: Tensor, widths: Tensor) -> Tensor:
     return F.conv2d(soft, kernel.mT, groups=count * channels).view_as(pictures)
 
 
+def sized(pictures: np.ndarray, size: int) -> Tensor:
+    """(B, 3, H, W) uint8 -> (B, 3, size, size) float32, -1..1."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(pictures).float() / 127.5 - 1, size)
+
+
+class LabelledBatch(NamedTuple):
+    """pictures (B, 3, size, size); truth (B, attributes), int64, in the order of ATTRIBUTES."""
+
+    pictures: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True)
+class Varied:
+    """Scenes by chance, varied, with the truth of each."""
+
+    scenes: RenderedScenes
+    truth: dict[str, Tensor]
+    data: Data
+    batch_size: int
+    seed: int
+    size: int
+
+    def batch(self, step: int, rows: range) -> LabelledBatch:
+        draw = generator(seed=self.seed, step=step, stream=DATA)
+        here = slice(rows.start, rows.stop)
+        chosen = draw.integers(0, self.data.scenes - self.data.held_out, self.batch_size)
+        pictures = vary(sized(self.scenes.pictures[chosen], self.size), draw, self.data)[here]
+        truth = torch.stack([values[chosen[here]] for values in self.truth.values()], dim=1)
+        return LabelledBatch(pictures.contiguous(memory_format=torch.channels_last), truth)
+
+    def troubles(self) -> list[Trouble]:
+        return []
+
+
 class ClassifierTask:
     unit = "pictures"
 
@@ -126,23 +162,24 @@ class ClassifierTask:
             for name, values in ATTRIBUTES.items()
         }
 
-    def _pictures(self, chosen: np.ndarray) -> Tensor:
-        pictures = torch.from_numpy(self.scenes.pictures[chosen]).float() / 127.5 - 1
-        return F.adaptive_avg_pool2d(pictures, self.model.config.size)
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
 
-    def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        draw = generator(seed=self.recipe.run.seed, step=step, stream=DATA)
-        chosen = draw.integers(0, self.data.scenes - self.data.held_out, self.recipe.run.batch)
-        pictures = vary(self._pictures(chosen), draw, self.data)
-        truth = {name: values[chosen].to(self.device) for name, values in self.truth.items()}
-        return pictures.to(self.device, memory_format=torch.channels_last), truth
+    @property
+    def source(self) -> "Varied":
+        return Varied(self.scenes, self.truth, self.data, self.recipe.run.batch, self.recipe.run.seed, self.size)
 
-    def count(self, batch: tuple[Tensor, dict[str, Tensor]]) -> int:
-        return len(batch[0])
+    @property
+    def size(self) -> int:
+        return self.model.config.size
 
-    def loss(self, batch: tuple[Tensor, dict[str, Tensor]], step: int) -> tuple[Tensor, dict[str, float]]:
-        pictures, truth = batch
-        logits = self.model(pictures)
+    def count(self, batch: LabelledBatch) -> int:
+        return len(batch.pictures)
+
+    def loss(self, batch: LabelledBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        logits = self.model(batch.pictures)
+        truth = dict(zip(ATTRIBUTES, batch.truth.unbind(1), strict=True))
         losses = {name: F.cross_entropy(logits[name], truth[name]) for name in truth}
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         return total, {name: loss.item() for name, loss in losses.items()}
@@ -150,11 +187,14 @@ class ClassifierTask:
     def validate(self) -> dict[str, float]:
         """Share of held-out scenes read right, by attribute; `worn_soft` is `worn` off pictures blurred by 1 pixel."""
         held_out = np.arange(self.data.scenes - self.data.held_out, self.data.scenes)
-        pictures = self._pictures(held_out)
+        pictures = sized(self.scenes.pictures[held_out], self.size)
         figures = {name: _right(self.model, pictures, self.truth[name][held_out], name) for name in ATTRIBUTES}
         mean = sum(figures.values()) / len(figures)
         soft = blurred(pictures, torch.ones(len(pictures)))
         return {**figures, "mean": mean, "worn_soft": _right(self.model, soft, self.truth["worn"][held_out], "worn")}
+
+    def rank(self, figures: dict[str, float]) -> float:
+        return -figures["mean"]
 
     def sample(self, directory: Path, step: int) -> None:
         """Held-out pictures, each with what the judge says of it, in red where that is wrong."""

@@ -18,6 +18,7 @@ from diptych.core.weights import load_into, read_config
 from diptych.data import scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import SceneData, cache_directory, render
+from diptych.data.trouble import Trouble
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
@@ -76,6 +77,61 @@ class DiffusionBatch(NamedTuple):
     mask: Tensor
 
 
+@dataclass(frozen=True)
+class Captions:
+    """What scenes are called, in a wording that changes from epoch to epoch."""
+
+    truth: list[scenes.Scene]
+    seed: int
+
+    def __call__(self, index: int, epoch: int) -> str:
+        draw = generator(seed=self.seed, sample=index, step=epoch, stream=WORDS)
+        return scenes.random_caption(self.truth[index], draw)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents in an order of its own for each epoch, with captions, noise and noise levels.
+
+    Args:
+        latents: (N, C, h, w); the first `total` are trained on.
+        dropout: share of captions left out.
+        end: the path's least time.
+        length: the most tokens of a caption.
+    """
+
+    latents: np.ndarray
+    captions: Captions
+    total: int
+    batch_size: int
+    seed: int
+    dropout: float
+    end: float
+    tokenizer: Tokenizer
+    length: int
+
+    def batch(self, step: int, rows: range) -> DiffusionBatch:
+        seed, size, here = self.seed, self.batch_size, slice(rows.start, rows.stop)
+        places = range(step * size, (step + 1) * size)[here]
+        orders = {
+            epoch: generator(seed=seed, step=epoch, stream=CHOICE).permutation(self.total)
+            for epoch in {place // self.total for place in places}
+        }
+        chosen = [(int(orders[place // self.total][place % self.total]), place // self.total) for place in places]
+        is_dropped = (generator(seed=seed, step=step, stream=DROPPED).random(size) < self.dropout)[here]
+        prompts = ["" if drop else self.captions(*one) for one, drop in zip(chosen, is_dropped, strict=True)]
+        tokens, mask = encode_prompts(self.tokenizer, prompts, self.length)
+        latents = torch.from_numpy(self.latents[[index for index, _ in chosen]]).float()
+        # One time in each of `size` equal parts: the loss of a step varies less.
+        parts = (np.arange(size) + generator(seed=seed, step=step, stream=TIMES).random(size)) / size
+        times = torch.from_numpy(self.end + (1 - self.end) * parts)[here]
+        noise = normal((size, *latents.shape[1:]), seed=seed, step=step, stream=NOISE)[here]
+        return DiffusionBatch(latents, noise, times, tokens, mask)
+
+    def troubles(self) -> list[Trouble]:
+        return []
+
+
 class DiffusionTask:
     unit = "pictures"
 
@@ -101,9 +157,10 @@ class DiffusionTask:
         start = Start.of(recipe, "encoder", "unet")
         rendered = render(self.data.seed, self.data.scenes, self.data.size)
         self.truth = rendered.truth
-        captions = [self._caption(index, 0) for index in range(min(self.data.captions, self.data.scenes))]
+        self.captions = Captions(self.truth, self.data.seed)
+        words = [self.captions(index, 0) for index in range(min(self.data.captions, self.data.scenes))]
         with recipe.checking("data", "vocab_size"):
-            tokenizer = start.tokenizer() if start else Tokenizer.train(captions, self.data.vocab_size)
+            tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
         encoder_config = EncoderConfig.from_dict(encoder_sizes | {"vocab_size": tokenizer.size})
         torch.manual_seed(recipe.run.seed)
         encoder, unet = TextEncoder(encoder_config), UNet(unet_config)
@@ -125,31 +182,24 @@ class DiffusionTask:
         )
         self.latents = latents_of(autoencoder, rendered.pictures, rendered.key, self.compute)
 
-    def _caption(self, index: int, epoch: int) -> str:
-        words = generator(seed=self.data.seed, sample=index, step=epoch, stream=WORDS)
-        return scenes.random_caption(self.truth[index], words)
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.painter.encoder, self.painter.unet]
 
-    def batch(self, step: int) -> DiffusionBatch:
-        """Pictures in an order of its own for each epoch, a fresh wording each time one is seen."""
-        seed, size = self.recipe.run.seed, self.recipe.run.batch
-        total = self.data.scenes - self.data.held_out
-        places = range(step * size, (step + 1) * size)
-        orders = {
-            epoch: generator(seed=seed, step=epoch, stream=CHOICE).permutation(total)
-            for epoch in {p // total for p in places}
-        }
-        chosen = [(int(orders[place // total][place % total]), place // total) for place in places]
-        dropped = generator(seed=seed, step=step, stream=DROPPED).random(size) < self.settings.caption_dropout
-        prompts = ["" if drop else self._caption(*one) for one, drop in zip(chosen, dropped, strict=True)]
-        tokens, mask = encode_prompts(self.painter.tokenizer, prompts, self.painter.encoder.config.length)
-        latents = torch.from_numpy(self.latents[[index for index, _ in chosen]]).float()
-        # One time in each of `size` equal parts: the loss of a batch varies less.
-        path = self.painter.path
-        parts = (np.arange(size) + generator(seed=seed, step=step, stream=TIMES).random(size)) / size
-        times = torch.from_numpy(path.end + (1 - path.end) * parts)
-        noise = normal(tuple(latents.shape), seed=seed, step=step, stream=NOISE)
-        moved = (part.to(self.device) for part in (latents, noise, times, tokens, mask))
-        return DiffusionBatch(*moved)
+    @property
+    def source(self) -> "Latents":
+        run, path = self.recipe.run, self.painter.path
+        return Latents(
+            self.latents,
+            self.captions,
+            self.data.scenes - self.data.held_out,
+            run.batch,
+            run.seed,
+            self.settings.caption_dropout,
+            path.end,
+            self.painter.tokenizer,
+            self.painter.encoder.config.length,
+        )
 
     def count(self, batch: DiffusionBatch) -> int:
         return len(batch.latents)
@@ -195,6 +245,9 @@ class DiffusionTask:
                     )[1]
                 )
         return {"noise_loss": torch.cat(losses).mean().item()}
+
+    def rank(self, figures: dict[str, float]) -> float:
+        return figures["noise_loss"]
 
     def sample(self, directory: Path, step: int) -> None:
         """Held-out scenes, painted from the same seeds at every time, so that sheets compare."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.tokenizer import Tokenizer
 from diptych.data import corpora
-from diptych.data.packing import Batch, Mixture, pack, with_borders
+from diptych.data.packing import Batch, Mixture, MixtureSource, pack, with_borders
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
@@ -105,7 +105,8 @@ class NextTokenTask:
         packed = [
             pack(with_borders(self.tokenizer, part[0]), settings.context, self.data.seed) for part in parts.values()
         ]
-        self.mixture = Mixture(packed, list(self.data.mix.values()))
+        mixture = Mixture(packed, list(self.data.mix.values()))
+        self.source: MixtureSource = MixtureSource(mixture, recipe.run.batch, recipe.run.seed)
         self.device, self.compute = choose()
         torch.manual_seed(recipe.run.seed)
         self.model: Decoder = Decoder(sizes).to(self.device)
@@ -114,9 +115,9 @@ class NextTokenTask:
         elif start:
             start.fill(self.model)
 
-    def batch(self, step: int) -> Batch:
-        batch = self.mixture.batch(step, self.recipe.run.batch, self.recipe.run.seed)
-        return Batch(*(part.to(self.device) for part in batch))
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
 
     def count(self, batch: Batch) -> int:
         return count_targets(batch)
@@ -135,6 +136,9 @@ class NextTokenTask:
                     )
                 figures[f"bits_per_byte/{Path(name).stem}"] = score.value
         return figures
+
+    def rank(self, figures: dict[str, float]) -> float:
+        return next(iter(figures.values()), 0.0)
 
     def sample(self, directory: Path, step: int) -> None:
         """A page of text: the same prompts and seeds at every time, so that pages compare."""

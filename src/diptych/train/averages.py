@@ -1,0 +1,120 @@
+"""Averages of the weights over training: a running one, and one whose length is chosen when training is over."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diptych.core.files import atomic_file
+
+Tensors = dict[str, Tensor]
+LENGTHS = (0.05, 0.10)  # of the two averages that snapshots hold, as shares of training (Karras et al. 2024, sec. 3.1)
+
+
+class Average:
+    """Exponential moving average of a model's weights, with a short memory at the start (as in TensorFlow's EMA)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        _move(self.weights, model, min(self.decay, (1 + step) / (10 + step)))
+
+
+class PowerAverages:
+    """Two averages in which a step t counts as t^gamma, so that each spans a fixed share of the training so far.
+
+    From snapshots of the two, any average between them and beyond can be put together afterwards (`synthesise`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = [{name: value.detach().clone() for name, value in model.state_dict().items()} for _ in LENGTHS]
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Karras et al. 2024, eq. 127: keep (1 - 1/t)^(gamma + 1) of what was."""
+        for weights, length in zip(self.weights, LENGTHS, strict=True):
+            _move(weights, model, (1 - 1 / (step + 1)) ** (gamma_of(length) + 1))
+
+    def tensors(self) -> Tensors:
+        return {f"{index}/{name}": value for index, part in enumerate(self.weights) for name, value in part.items()}
+
+
+@torch.no_grad()
+def _move(weights: Tensors, model: nn.Module, keep: float) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            weights[name].lerp_(value.detach(), 1 - keep)
+        else:
+            weights[name].copy_(value)
+
+
+def gamma_of(length: float) -> float:
+    """The exponent of the average whose standard deviation is `length` of the training (Karras et al. 2024, eq. 126).
+
+    It is the largest root of (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = length^2.
+    """
+    if not 0 < length <= 0.25:
+        raise ValueError(f"the length of an average must be above 0 and at most 0.25 of the training, not {length}")
+    inverse = length**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    return float(roots.real.max())
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def save_snapshot(path: Path, tensors: Tensors, step: int) -> None:
+    """Both averages in float16, which keeps them exact enough to put others together (Karras et al. 2024, app. C)."""
+    half = {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in half.items()}, temporary, {"step": str(step)})
+
+
+def synthesise(folder: Path, length: float) -> Tensors:
+    """The weights averaged over `length` of the training, from the snapshots in `folder`.
+
+    The weighted sum of all snapshots whose profile over time is nearest to the wanted one, in least squares (Karras et
+    al. 2024, sec. 3.2 and alg. 3).
+
+    Returns:
+        Name -> tensor, float32.
+
+    Raises:
+        ValueError: for an impossible length, or a folder without snapshots.
+    """
+    wanted = gamma_of(length)
+    paths = sorted(folder.glob("step-*.safetensors"))
+    if not paths:
+        raise ValueError(f"'{folder}' holds no snapshots; run.snapshot_every makes them while a run trains")
+    steps = np.array([int(path.stem.removeprefix("step-")) for path in paths], dtype=np.float64)
+    times = np.repeat(steps, len(LENGTHS))
+    gammas = np.tile([gamma_of(own) for own in LENGTHS], len(paths))
+    last = steps[-1]
+    overlaps = _overlap(times[:, None], gammas[:, None], times[None], gammas[None])
+    target = _overlap(times, gammas, np.full_like(times, last), np.full_like(times, wanted))
+    weights = np.linalg.lstsq(overlaps, target, rcond=None)[0]
+    total: Tensors = {}
+    for place, path in enumerate(paths):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - a safe_open is not a dict
+                index, _, name = key.partition("/")
+                tensor = file.get_tensor(key)
+                if not tensor.is_floating_point():
+                    total[name] = tensor
+                    continue
+                share = weights[place * len(LENGTHS) + int(index)]
+                total[name] = total.get(name, torch.zeros(tensor.shape, dtype=torch.float32)) + share * tensor.float()
+    return total
+
+
+def _overlap(t1: np.ndarray, g1: np.ndarray, t2: np.ndarray, g2: np.ndarray) -> np.ndarray:
+    """The inner product over time of two power profiles that end at t1 and t2 (Karras et al. 2024, eq. 145)."""
+    ratio = np.minimum(t1, t2) / np.maximum(t1, t2)
+    power = np.where(t1 < t2, g2, g1)
+    shared: np.ndarray = (g1 + 1) * (g2 + 1) * ratio**power / ((g1 + g2 + 1) * np.maximum(t1, t2))
+    return shared

@@ -1,0 +1,90 @@
+"""Optimizers: which weights move how, and their state as named tensors that a checkpoint keeps."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
+
+from diptych.train.muon import Muon
+from diptych.train.recipe import OptimizerSettings
+
+
+def make_optimizers(model: nn.Module, settings: OptimizerSettings, compute: torch.dtype) -> list[Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (embeddings, kernels, gains).
+
+    All of their state exists from the start, as zeros, so that a checkpoint can be read into it.
+
+    Args:
+        compute: the machine's fast dtype, for what Muon multiplies.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_hidden = {id(p) for p in trained if settings.name == "muon" and p.ndim == 2 and id(p) not in embeddings}
+    rest = [p for p in trained if id(p) not in is_hidden]
+    optimizers: list[Optimizer] = []
+    for alike in _by_mesh(rest):
+        decayed = [p for p in alike if p.ndim >= 2 and id(p) not in embeddings]
+        plain = [p for p in alike if p.ndim < 2 or id(p) in embeddings]
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        betas = (settings.beta1, settings.beta2)
+        optimizers.append(AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True))
+    hidden = [p for p in trained if id(p) in is_hidden]
+    if hidden:
+        optimizers.append(Muon(hidden, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] = _zeros(optimizer, parameter)
+    return optimizers
+
+
+def _zeros(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The state before the first step. Moments keep their parameter's layout in memory: fused AdamW walks both in
+    memory's order."""
+    if isinstance(optimizer, Muon):
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+def _by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors in lists of those that lie on the same ranks: torch works on many at once only where they do."""
+    lists: dict[object, list[Tensor]] = {}
+    for tensor in tensors:
+        lists.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(lists.values())
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """The state itself, not a copy, as "<parameter>/<name>"."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{name}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for name, value in state.items()
+    }
+
+
+def clip_gradients(model: nn.Module, most: float) -> float:
+    """Scale all gradients down to a norm of `most` where it is larger (0 never does).
+
+    Returns:
+        The norm before, over all processes.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    square = 0.0
+    for alike in _by_mesh(gradients):
+        norm = nn.utils.get_total_norm(alike)
+        square += (norm.full_tensor() if isinstance(norm, DTensor) else norm).double().item() ** 2
+    total = math.sqrt(square) if math.isfinite(square) else square
+    if most and math.isfinite(total):
+        scale = most / (total + 1e-6)
+        if scale < 1:
+            for alike in _by_mesh(gradients):
+                torch._foreach_mul_(alike, scale)
+    return total

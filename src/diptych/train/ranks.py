@@ -1,0 +1,120 @@
+"""Where this process stands among those that train one model together, and how the model is laid over them.
+
+Everything here is torch's own: the process group that torchrun describes, a device mesh, FSDP2 (`fully_shard`). The
+model code knows nothing of it. With one process there is no group, and every method is the identity.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from diptych.train.recipe import ParallelSettings
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Args: `mesh` has the dimensions replicate, shard and tensor; None for one process."""
+
+    settings: ParallelSettings = ParallelSettings(shard=1)
+    mesh: DeviceMesh | None = None
+
+    @classmethod
+    def join(cls, settings: ParallelSettings, device: torch.device) -> "Ranks":
+        """Join the processes that torchrun started; alone where it did not.
+
+        Raises:
+            ValueError: where the recipe's layout does not fill the processes.
+        """
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        settings = settings.filled(world)
+        if world == 1:
+            return cls(settings)
+        if not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        shape = (settings.replicate, settings.shard, settings.tensor)
+        return cls(settings, init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tensor")))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.mesh is None or dist.get_rank() == 0
+
+    @property
+    def readers(self) -> int:
+        """How many parts the rows of a step are divided into: ranks of one tensor-parallel group read the same."""
+        return self.settings.replicate * self.settings.shard
+
+    @property
+    def reader(self) -> int:
+        """Which of those parts is this process's."""
+        if self.mesh is None:
+            return 0
+        replicate, shard, _ = self.mesh.get_coordinate() or (0, 0, 0)
+        return int(replicate) * self.settings.shard + int(shard)
+
+    def spread(self, networks: Sequence[nn.Module]) -> None:
+        """Shard the weights of what is called, block by block (FSDP2; hybrid where replicate > 1)."""
+        if self.mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        data = self.mesh["replicate", "shard"]
+        for network in networks:
+            for block in blocks_of(network):
+                fully_shard(block, mesh=data)
+            fully_shard(network, mesh=data)
+
+    def total(self, *numbers: float) -> list[float]:
+        """Each number summed over the processes that read different rows."""
+        if self.mesh is None:
+            return list(numbers)
+        summed = torch.tensor(numbers, dtype=torch.float64)
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        summed = summed.to(device)
+        dist.all_reduce(summed)
+        return [number / self.settings.tensor for number in summed.tolist()]
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.mesh is not None:
+            dist.barrier()
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.total(float(here))[0] > 0
+
+    def agreed(self, value: int) -> int:
+        """The first process's value."""
+        if self.mesh is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return int(box[0])
+
+
+ALONE = Ranks()
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a network: what is sharded, recomputed and compiled as a unit.
+
+    They are the modules of its lists, and of lists in lists.
+    """
+    found: list[nn.Module] = []
+
+    def walk(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+                found.append(child)
+            else:
+                walk(child)
+
+    walk(network)
+    return found
