@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.core.randomness import normal
 from diptych.data.trouble import Trouble
+from diptych.train.averages import synthesise
 from diptych.train.card import About
 from diptych.train.loop import Interrupted, Progress, train
 from diptych.train.optimizers import make_optimizers
@@ -142,6 +144,10 @@ def kept(run: RunDirectory, step: int, part: str) -> dict[str, Tensor]:
     """A part of a checkpoint that one process wrote."""
     (file,) = (run.checkpoints / f"step-{step:08d}" / part).iterdir()
     return load_file(file)
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def metrics(run: RunDirectory) -> list[dict[str, Any]]:
@@ -354,3 +360,148 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
         ("Muon", 0.1, ["hidden.weight"]),
     ]
     assert groups("adamw") == [("AdamW", 0.1, ["hidden.weight", "kernel.weight"]), ("AdamW", 0.0, plain)]
+
+
+# ---- steps that are refused ------------------------------------------------------------------------------------
+
+
+def sick(task: Lines, steps: set[int], where: str, value: float) -> Lines:
+    """The task with a loss, or a gradient, of `value` at these steps."""
+    healthy = task.loss
+
+    def loss(batch: Points, step: int) -> tuple[Tensor, dict[str, float]]:
+        mean, figures = healthy(batch, step)
+        if step in steps and where == "loss":
+            mean = mean * value
+        elif step in steps:
+            mean.register_hook(lambda gradient: gradient * value)
+        return mean, figures
+
+    task.loss = loss  # type: ignore[method-assign]
+    return task
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_its_batch_is_kept(
+    folder: Path, where: str, value: float
+) -> None:
+    recipe = recipe_of(folder, "run.save_every=1", "run.keep=20")
+    task, run = sick(Lines(recipe), {9}, where, value), RunDirectory(folder / "run")
+    train(recipe, task, run, lambda progress: None, dtype="float32")
+    for part in ("weights", "average", "optimizer"):
+        before, after, later = (kept(run, step, part) for step in (9, 10, 11))
+        assert same(before, after), part
+        assert not same(after, later), part
+    batch = load_file(run.refused / "step-00000009-0.safetensors")
+    assert torch.equal(batch["0/x"], task.batch(9, range(16)).x)
+    (line,) = (line for line in metrics(run) if "refused" in line)
+    assert line["step"] == 10
+    assert line["refused"] == ("the loss" if where == "loss" else "gradient of 5.bias")
+
+
+def test_three_refused_steps_in_a_row_stop_the_run_and_name_the_first_tensor(folder: Path) -> None:
+    """Two apart from each other do not; the third in a row does, also when the run was stopped in between."""
+    recipe = recipe_of(folder)
+    task, run = Lines(recipe), RunDirectory(folder / "run")
+    layer = task.model[3]  # type: ignore[index]
+    layer.register_forward_hook(lambda module, inputs, output: output * math.inf if spoilt else None)
+    spoilt: list[bool] = []
+    task.events = {5: lambda: spoilt.append(True), 7: spoilt.clear, 12: lambda: spoilt.append(True)}
+    with pytest.raises(ValueError, match=r"3 steps in a row .* step 14; first not finite: output of 3\. Its batch is"):
+        train(recipe, task, run, lambda progress: None, dtype="float32")
+    assert run.steps() == [8, 12]
+    assert all(tensor.isfinite().all() for tensor in kept(run, 12, "weights").values())
+    assert not run.model.exists()
+
+
+def test_refused_steps_are_counted_across_a_stop(folder: Path) -> None:
+    recipe = recipe_of(folder)
+    task, run = sick(Lines(recipe), {8, 9, 10}, "loss", math.nan), RunDirectory(folder / "run")
+    task.events[9] = lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted):
+        train(recipe, task, run, lambda progress: None, dtype="float32")
+    with pytest.raises(ValueError, match="3 steps in a row"):
+        train(recipe, sick(Lines(recipe), {10}, "loss", math.nan), run, lambda progress: None, dtype="float32")
+
+
+# ---- what is kept ----------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_at_round_steps_are_kept(folder: Path) -> None:
+    _, run, _ = run_of(folder, "run", "run.save_every=2", "run.keep=1", "run.keep_every=6")
+    assert run.steps() == [6, 12, 18, 20]
+
+
+def test_the_model_of_the_best_validation_is_kept(folder: Path) -> None:
+    """Validation is told to be best at step 10 of 20: what is saved then stays."""
+    recipe = recipe_of(folder, "run.keep_best=true", "run.average=0.0")
+    task, run = Lines(recipe), RunDirectory(folder / "run")
+    figures = iter([3.0, 1.0, 2.0, 1.5])
+    task.validate = lambda: {"error": next(figures)}  # type: ignore[method-assign]
+    train(recipe, task, run, lambda progress: None, dtype="float32")
+    assert "| error | 1 |" in (run.best / "README.md").read_text()
+    assert "| error | 1.5 |" in (run.model / "README.md").read_text()
+    assert len(task.saved) == 3, "two bests and the finished model"
+
+
+def test_an_average_of_any_length_can_be_chosen_when_the_run_is_over(folder: Path) -> None:
+    """And a run that was stopped leaves the same snapshots."""
+    _, straight, _ = run_of(folder, "straight", "run.snapshot_every=4")
+    cut = stopped_at(folder, "cut", 10, "run.snapshot_every=4")
+    run_of(folder, "cut", "run.snapshot_every=4")
+    for length in (0.05, 0.15):
+        assert same(synthesise(straight.snapshots, length), synthesise(cut.snapshots, length))
+    assert len(list(cut.snapshots.iterdir())) == 5
+
+
+@pytest.mark.parametrize("mean", ["compile", "recompute"])
+def test_how_a_step_is_computed_changes_nothing(folder: Path, mean: str) -> None:
+    """Compiled, and with activations computed again instead of kept, the run is the same run."""
+    first, _, _ = run_of(folder, "plain", "run.average=0.0", dropout=0.0)
+    second, _, _ = run_of(folder, mean, "run.average=0.0", f"run.{mean}=true", dropout=0.0)
+    for name, value in first.saved[0].items():
+        assert torch.allclose(value, second.saved[0][name], atol=1e-5), name
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_broken_is_counted_and_too_much_of_it_stops_the_run(folder: Path) -> None:
+    recipe = recipe_of(folder)
+    task, run = Lines(recipe), RunDirectory(folder / "run")
+
+    def break_some(count: int) -> None:
+        task.broken = [Trouble(f"line {n}", "torn") for n in range(count)]
+
+    task.events = {3: lambda: break_some(2), 12: lambda: break_some(9)}
+    with pytest.raises(ValueError, match=r"11 of 208 were broken, the last of them line 8: torn"):
+        train(recipe, task, run, lambda progress: None, dtype="float32")
+    assert [line["broken"] for line in metrics(run) if "broken" in line] == [2]
+    assert run.steps() == [8, 12]
+
+
+# ---- the disk --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so_in_one_line(folder: Path) -> None:
+    """The limit on a file's size stands for the full disk: writing fails in the middle of a file, with what the
+    system says."""
+    run = stopped_at(folder, "run", 8)
+    before = kept(run, 8, "weights")
+    recipe = recipe_of(folder)
+    task = Lines(recipe)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    task.events[11] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
+    try:
+        with pytest.raises(ValueError, match=r"step-00000012' cannot be written: File too large; earlier checkpoints"):
+            train(recipe, task, run, lambda progress: None, dtype="float32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert run.steps() == [4, 8]
+    assert same(kept(run, 8, "weights"), before)
+    _, _, figures = run_of(folder, "run")
+    assert figures == run_of(folder, "straight")[2]
+    assert not list(run.checkpoints.glob(".*")), "the torn checkpoint is gone"

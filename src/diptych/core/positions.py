@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from diptych.core.precision import at_least_float32
+
 
 def rotary(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angles position * theta^(-2i / head_dim).
@@ -20,5 +22,5 @@ def rotary(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Te
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (B, H, T, D): component i is paired with component i + D/2, as in Llama's published weights."""
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = at_least_float32(x).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -7,6 +7,11 @@ from diptych.core.spelling import unknown
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """For statistics and losses: lower precisions become float32, float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def fast_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.precision import at_least_float32
 from diptych.core.spelling import unknown
 
 
@@ -128,8 +129,9 @@ class Autoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(config.latent_channels))
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent's Gaussian, float32, before shift and scale."""
-        mean, log_variance = self.encoder(x).float().chunk(2, dim=1)
+        """Mean and log-variance of the latent's Gaussian, at least float32, before shift and scale."""
+        weight = next(self.encoder.parameters())
+        mean, log_variance = at_least_float32(self.encoder(x.to(weight.dtype))).chunk(2, dim=1)
         return mean, log_variance.clamp(-20, 10)
 
     def encode(self, x: Tensor) -> Tensor:

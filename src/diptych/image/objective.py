@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.precision import at_least_float32
 from diptych.image.autoencoder import Autoencoder
 from diptych.image.path import Path, add_noise
 
@@ -22,7 +23,7 @@ def autoencoder_loss(
     """
     mean, log_variance = model.moments(pictures)
     latent = mean + (log_variance / 2).exp() * noise
-    painted = model.decoder(latent).float()
+    painted = at_least_float32(model.decoder(latent))
     error = painted - pictures
     pixels = error.abs().mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -75,6 +76,6 @@ def noise_prediction_loss(
     noisy = add_noise(clean, noise, alpha, sigma)
     dtype = next(network.parameters()).dtype
     log_snr = 2 * (alpha.log() - sigma.log())
-    predicted = network(noisy.to(dtype), log_snr, context.to(dtype), mask).float()
+    predicted = at_least_float32(network(noisy.to(dtype), log_snr, context.to(dtype), mask))
     losses = (predicted - noise).square().mean((1, 2, 3))
     return (losses * WEIGHTINGS[weighting](log_snr)).mean(), losses.detach()

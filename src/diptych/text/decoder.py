@@ -17,6 +17,7 @@ from diptych.core.attention import Attention, Store
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.norms import NORMS
 from diptych.core.positions import rotary
+from diptych.core.precision import at_least_float32
 from diptych.core.spelling import unknown
 
 INITIAL_DEVIATION = 0.02
@@ -206,4 +207,4 @@ class Decoder(nn.Module):
         if places is not None:
             x = x[torch.arange(len(x), device=x.device), places][:, None]
         head = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(x), head).float()
+        return at_least_float32(F.linear(self.norm(x), head))

@@ -55,7 +55,7 @@ def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor
     """
     logits = decoder(batch.tokens, positions=batch.positions, mask=document_mask(batch.segments))
     targets = batch.targets.flatten()
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
     count = (targets != IGNORED).sum()
     loss = total / count.clamp(min=1)
     return loss, {"loss": float(loss.detach()), "tokens": float(count)}

@@ -172,13 +172,13 @@ class Keeper:
         neither forward, backward nor update."""
         line = {
             "step": self.state.step,
-            "loss": round(done.loss, 6),
+            "loss": done.loss,
             "learning_rate": rate,
             "speed": round(done.units / done.seconds, 1),
             "seconds": round(self.state.seconds, 1),
             "waited": round(waited, 4),
-            **{name: round(figure, 6) for name, figure in done.figures.items()},
-            "gradient_norm": round(done.gradient_norm, 6),
+            **done.figures,
+            "gradient_norm": done.gradient_norm,
         }
         if troubles.count:
             line["broken"] = troubles.count
