@@ -58,25 +58,29 @@ def train(
     from diptych.core.precision import choose
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
+    from diptych.train.ranks import Ranks
     from diptych.train.run import RunDirectory
 
     with frame.settings():
-        choose(None, dtype)
+        device, _ = choose(None, dtype)
+        ranks = Ranks.join(chosen.parallel, device)
+    is_first = ranks.is_first
     if threads:
         torch.set_num_threads(threads)
     task = _build(chosen)
-    if fresh:
+    if fresh and is_first:
         _move_aside(folder)
+    ranks.wait()
     run = RunDirectory(folder)
     done = run.steps()
-    if done and done[-1] >= chosen.run.steps:
+    if is_first and done and done[-1] >= chosen.run.steps:
         frame.say(f"the run in {folder} has all its {chosen.run.steps} steps; --fresh starts over")
-    elif done:
+    elif is_first and done:
         frame.say(f"going on from step {done[-1]} of the run in {folder}; --fresh starts over")
     started = time.perf_counter()
     try:
-        with _watching() as watch:
-            figures = run_loop(chosen, task, run, watch, dtype=dtype)
+        with _watching(is_first) as watch:
+            figures = run_loop(chosen, task, run, watch, dtype=dtype, ranks=ranks)
     except Interrupted as stopped:
         raise KeyboardInterrupt(
             f"interrupted; {folder} is saved at step {stopped.step}, and the same command goes on from there"
@@ -85,6 +89,10 @@ def train(
         saved = run.steps()
         kept = f"{folder} is saved at step {saved[-1]}" if saved else "no step was saved"
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
+    finally:
+        ranks.leave()
+    if not is_first:
+        return
     about = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
     minutes = (time.perf_counter() - started) / 60
     print(f"{run.model}: {chosen.run.steps} steps, {minutes:.1f} minutes{'; validation: ' if about else ''}{about}")
@@ -134,8 +142,11 @@ def _value(value: Any) -> str:
 
 
 @contextmanager
-def _watching() -> Iterator[Callable[["Progress"], None]]:
-    """A bar on a terminal that goes when the run is done; in a pipe a line now and then."""
+def _watching(is_first: bool) -> Iterator[Callable[["Progress"], None]]:
+    """A bar on a terminal that goes when the run is done; in a pipe a line now and then; one process tells for all."""
+    if not is_first:
+        yield lambda progress: None
+        return
     if frame.is_terminal(sys.stderr):
         with _bar() as watch:
             yield watch

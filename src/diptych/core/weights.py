@@ -58,9 +58,16 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, T
         if tensor.nbytes > room and shards[-1]:
             shards.append({})
             room = shard_bytes
-        shards[-1][name] = tensor.detach().contiguous().cpu()
+        shards[-1][name] = whole(tensor.detach()).contiguous().cpu()
         room -= tensor.nbytes
     return shards
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that lies over several processes, gathered from all of them; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)  # of a DTensor, whose import would slow every start
+    gathered: Tensor = tensor if gather is None else gather()
+    return gathered
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from diptych.core.weights import whole
 
 QUINTIC = (
     3.4445,
@@ -81,7 +84,15 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
                 alike[parameter.shape].append((parameter, parameter.grad.lerp(buffer, momentum)))
             for shape, pairs in alike.items():
-                updates = orthogonalise(torch.stack([update for _, update in pairs]), self.dtype)
+                # A sharded update is gathered: the orthogonal form of a part is not the part of the orthogonal form.
+                updates = orthogonalise(torch.stack([whole(update) for _, update in pairs]), self.dtype)
                 size = 0.2 * math.sqrt(max(shape))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * size)
+                    parameter.mul_(1 - rate * group["weight_decay"]).add_(_laid_as(update, parameter), alpha=-rate * size)
+
+
+def _laid_as(update: Tensor, parameter: Tensor) -> Tensor:
+    """An update that every process has whole, laid over them as its parameter is."""
+    if not isinstance(parameter, DTensor):
+        return update
+    return distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -86,17 +86,14 @@ class Ranks:
         if self.mesh is not None:
             dist.barrier()
 
+    def leave(self) -> None:
+        """The end of `join`."""
+        if self.mesh is not None:
+            dist.destroy_process_group()
+
     def any(self, here: bool) -> bool:
         """Whether it is so in any process."""
         return self.total(float(here))[0] > 0
-
-    def agreed(self, value: int) -> int:
-        """The first process's value."""
-        if self.mesh is None:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return int(box[0])
 
 
 ALONE = Ranks()

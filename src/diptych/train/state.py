@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from diptych.core.weights import whole
 from diptych.train.averages import Average, PowerAverages, save_snapshot, snapshot_path
 from diptych.train.optimizers import optimizer_tensors
 from diptych.train.ranks import Ranks
@@ -99,11 +99,8 @@ class State:
     def snapshot(self, folder: Path, is_first: bool) -> None:
         """Keep the power averages as they are now."""
         if self.powers:
-            whole = {name: _whole(value) for name, value in self.powers.tensors().items()}
+            whole = {name: whole(value) for name, value in self.powers.tensors().items()}
             if is_first:
                 folder.mkdir(exist_ok=True)
                 save_snapshot(snapshot_path(folder, self.step), whole, self.step)
 
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
