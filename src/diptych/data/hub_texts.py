@@ -44,8 +44,8 @@ def parse(name: str) -> DataSet:
     found = NAME.fullmatch(described)
     if found is None or (mark and not field):
         raise ValueError(f"'{name}' must have the form hf:owner/name:config:split[:N]#field")
-    first = found["first"]
-    return DataSet(found["path"], found["config"] or None, found["split"], int(first) if first else None, field or None)
+    path, config, split, first = found.groups()
+    return DataSet(path, config or None, split, int(first) if first else None, field or None)
 
 
 def local_folder(name: str) -> Path | None:
@@ -126,7 +126,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 def _datasets() -> Any:
     try:
-        import datasets
+        import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError("data sets need the package 'datasets': pip install 'diptych[data]'") from error
     return datasets

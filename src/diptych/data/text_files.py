@@ -31,7 +31,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def path_and_field(name: str) -> tuple[Path, str | None]:
-    """ "tales.jsonl#story" -> its path and "story"; None where no field is named. A `#` of an existing path is its own."""
+    """ "tales.jsonl#story" -> the path and "story"; None where no field is named. An existing path may hold a `#`."""
     path, mark, field = name.rpartition("#")
     if not mark or Path(name).exists():
         return Path(name), None
@@ -96,15 +96,15 @@ def _plain(path: Path, field: str, troubles: Troubles) -> Iterator[str]:
 def _pieces(opened: BinaryIO, separator: bytes) -> Iterator[bytes]:
     """As `split`, without reading all of the file first."""
     waiting: list[bytes] = []  # of a piece whose end has not been read; joined once, as a piece may be very long
-    overlap = len(separator) - 1
+    tail, overlap = b"", len(separator) - 1
     while block := opened.read(BLOCK):
-        tail = b"".join(waiting)[-overlap:] if len(waiting) < 3 else b"".join(waiting[-2:])[-overlap:]
-        if separator not in tail + block:
+        if separator in tail + block:
+            *whole, rest = b"".join([*waiting, block]).split(separator)
+            yield from whole
+            waiting, tail = [rest], rest[-overlap:]
+        else:
             waiting.append(block)
-            continue
-        *whole, rest = b"".join([*waiting, block]).split(separator)
-        yield from whole
-        waiting = [rest]
+            tail = (tail + block)[-overlap:]
     yield b"".join(waiting)
 
 
@@ -146,7 +146,7 @@ def _field_of(line: bytes, field: str) -> tuple[object, str | None]:
 def _parquet(path: Path, field: str, troubles: Troubles) -> Iterator[str]:
     """One column, a thousand rows at a time. Bytes are taken for UTF-8, as older writers do not mark text."""
     try:
-        import pyarrow
+        import pyarrow  # type: ignore[import-untyped]
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError("Parquet needs the package 'pyarrow': pip install 'diptych[data]'") from error
