@@ -107,6 +107,12 @@ class Tokenizer:
     def end(self) -> int:
         return self.id(END)
 
+    @property
+    def splits_at_spaces(self) -> bool:
+        """Whether the space between two words begins a token of the second, as the engine's rules have it."""
+        rules = self._engine.pre_tokenizer
+        return rules is not None and [span for _, span in rules.pre_tokenize_str("a b")] == [(0, 1), (1, 3)]
+
     def _bytes_of_tokens(self) -> list[bytes]:
         letters = _bytes_of_letters()
         table = [b""] * self.size

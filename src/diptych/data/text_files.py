@@ -147,7 +147,7 @@ def _parquet(path: Path, field: str, troubles: Troubles) -> Iterator[str]:
     """One column, a thousand rows at a time. Bytes are taken for UTF-8, as older writers do not mark text."""
     try:
         import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError("Parquet needs the package 'pyarrow': pip install 'diptych[data]'") from error
     number = 0

@@ -6,6 +6,7 @@ the rows out anew without tokenising anew, and a worker process maps what its pa
 """
 
 import hashlib
+import re
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ from diptych.data.packing import Layout, Packed, lay_out
 from diptych.data.shelf import Shelf
 
 FORM = "1"  # of what is kept: another number makes everything anew
-BATCH = 2**21  # characters tokenised at a time: the engine needs about a hundred bytes for each
+BATCH = 2**20  # characters tokenised at a time: the engine needs over a hundred bytes for each
+BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
 
 def packed(tokenizer: Tokenizer, texts: Shelf, context: int, seed: int) -> Packed:
@@ -42,7 +44,7 @@ def _tokenise(folder: Path, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
     with (folder / "tokens.npy").open("wb") as opened:
         _write_header(opened, dtype, 0)
         for batch in _batches(texts):
-            for ids in tokenizer.encode_batch(batch):
+            for ids in _encoded(tokenizer, batch):
                 document = np.array([tokenizer.begin, *ids, tokenizer.end], dtype)
                 opened.write(document.tobytes())
                 ends.append(ends[-1] + len(document))
@@ -68,6 +70,22 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         size += len(text)
     if batch:
         yield batch
+
+
+def _encoded(tokenizer: Tokenizer, batch: list[str]) -> list[list[int]]:
+    if len(batch) > 1 or len(batch[0]) <= BATCH or not tokenizer.splits_at_spaces:
+        return tokenizer.encode_batch(batch)
+    return [[id for portion in _portions(batch[0]) for id in tokenizer.encode(portion)]]
+
+
+def _portions(text: str) -> Iterator[str]:
+    """A very long document in portions that are tokenised as the whole is: no token reaches over the space between
+    two words, to which the second of them belongs."""
+    start = 0
+    while found := BETWEEN_WORDS.search(text, start + BATCH):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
 
 
 def _write_header(opened: BinaryIO, dtype: np.dtype, count: int) -> None:
