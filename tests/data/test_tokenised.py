@@ -12,7 +12,7 @@ from diptych.data.corpora import split
 from diptych.data.mix import labels, read_mix
 from diptych.data.packing import Mixture, MixtureSource, pack, with_borders
 from diptych.data.shelf import shelved
-from diptych.data.tokenised import packed
+from diptych.data.tokenised import packed, vocabulary
 from diptych.data.trouble import TooManyBroken, Troubles
 
 
@@ -149,3 +149,13 @@ def test_corpora_have_labels_of_their_own():
         "b/train.txt": "b/train.txt",
         "c/other.txt": "other",
     }
+
+
+def test_a_vocabulary_is_learned_once_for_its_documents(tmp_path, cache, monkeypatch):
+    texts = {"tales": shelved(write(tmp_path / "a.jsonl", map(tale, range(30))), 5, 0.1, Troubles()).train}
+    learned = vocabulary(texts, {"tales": 1.0}, 290)
+    assert learned.to_json() == Tokenizer.train(list(texts["tales"]), 290).to_json()
+    monkeypatch.setattr(Tokenizer, "train", lambda *arguments: pytest.fail("learned again"))
+    assert vocabulary(texts, {"tales": 1.0}, 290).to_json() == learned.to_json()
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        vocabulary(texts, {"tales": 1.0}, 291)

@@ -1,14 +1,16 @@
 """The texts of a mixture: each corpus from its shelf, without what a corpus named before it has too."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diptych.data.hub_texts import PREFIX, parse
 from diptych.data.repeats import first_met
-from diptych.data.shelf import Shelves, shelved
+from diptych.data.shelf import Shelf, Shelves, shelved
 from diptych.data.text_files import READERS, path_and_field
 from diptych.data.trouble import Troubles
+
+ENOUGH = 10**9  # characters to learn a vocabulary from; more only take longer
 
 
 def read_mix(names: Sequence[str], seed: int, share: float, troubles: Troubles) -> dict[str, Shelves]:
@@ -34,6 +36,25 @@ def read_mix(names: Sequence[str], seed: int, share: float, troubles: Troubles) 
             )
         mix[name] = Shelves(train, held_out, shelves.repeated + elsewhere)
     return mix
+
+
+def in_proportion(texts: Mapping[str, Sequence[str]], weights: Mapping[str, float]) -> Iterator[str]:
+    """Documents of each corpus up to its weight's share of characters, so that the vocabulary suits what is read."""
+    per_weight = min(
+        _num_characters(texts[name]) / weight for name, weight in weights.items() if weight == max(weights.values())
+    )
+    per_weight = min(per_weight, ENOUGH / sum(weights.values()))
+    for name, weight in weights.items():
+        left = per_weight * weight
+        for text in texts[name]:
+            if left <= 0:
+                break
+            left -= len(text)
+            yield text
+
+
+def _num_characters(texts: Sequence[str]) -> int:
+    return texts.num_characters() if isinstance(texts, Shelf) else sum(map(len, texts))
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:

@@ -1,14 +1,16 @@
-"""Tokens and rows of a shelf, made once and mapped from disk.
+"""Vocabulary, tokens and rows of shelves, made once and mapped from disk.
 
-Two folders of the cache: the tokens of the documents, one document after another, under a hash of the documents and of
-the tokenizer; and which of them make up which row, under that hash, the context and the seed. So another context lays
-the rows out anew without tokenising anew, and a worker process maps what its parent has mapped.
+Folders of the cache: a vocabulary, under a hash of the documents that it was learned from; the tokens of documents,
+one document after another, under a hash of the documents and of the tokenizer; and which of them make up which row,
+under that hash, the context and the seed. So another context lays the rows out anew without tokenising anew, and a
+worker process maps what its parent has mapped.
 """
 
 import hashlib
+import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,12 +18,28 @@ import numpy as np
 
 from diptych.core.tokenizer import Tokenizer
 from diptych.data.kept import kept
+from diptych.data.mix import in_proportion
 from diptych.data.packing import Layout, Packed, lay_out
 from diptych.data.shelf import Shelf
 
 FORM = "1"  # of what is kept: another number makes everything anew
 BATCH = 2**20  # characters tokenised at a time: the engine needs over a hundred bytes for each
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+
+
+def vocabulary(texts: Mapping[str, Shelf], weights: Mapping[str, float], vocab_size: int) -> Tokenizer:
+    """A tokenizer learned from documents `in_proportion`, from the cache or learned now.
+
+    Raises:
+        ValueError: as `Tokenizer.train`.
+    """
+    what = [FORM, vocab_size, [[weight, texts[name].key()] for name, weight in weights.items()]]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
+
+    def learn(folder: Path) -> None:
+        Tokenizer.train(in_proportion(texts, weights), vocab_size).save(folder / "tokenizer.json")
+
+    return Tokenizer.load(kept(f"vocabulary-{key}", learn) / "tokenizer.json")
 
 
 def packed(tokenizer: Tokenizer, texts: Shelf, context: int, seed: int) -> Packed:
