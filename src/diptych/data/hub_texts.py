@@ -44,8 +44,8 @@ def parse(name: str) -> DataSet:
     found = NAME.fullmatch(described)
     if found is None or (mark and not field):
         raise ValueError(f"'{name}' must have the form hf:owner/name:config:split[:N]#field")
-    path, config, split, first = found.groups()
-    return DataSet(path, config or None, split, int(first) if first else None, field or None)
+    first = int(found["first"]) if found["first"] else None
+    return DataSet(found["path"], found["config"] or None, found["split"], first, field or None)
 
 
 def local_folder(name: str) -> Path | None:
@@ -100,7 +100,7 @@ def _documents(rows: Any, field: str | None, name: str, troubles: Troubles, firs
 
 
 def _values(rows: Any, field: str, name: str) -> Iterator[object]:
-    """One column. Its other columns are not even decoded where their names are known beforehand."""
+    """One column; the others are not even decoded where the names of columns are known beforehand."""
     known = rows.column_names
     if known is not None and field in known:
         rows = rows.select_columns([field])

@@ -20,8 +20,8 @@ from diptych.data.trouble import Troubles
 
 SEPARATOR = "<|endoftext|>"
 BOM = b"\xef\xbb\xbf"
-BLOCK = 2**20  # bytes of plain text, and rows of Parquet are read by a thousand: what a reader holds at once
-ROWS = 1000
+BLOCK = 2**20  # bytes of plain text read at once
+ROWS = 1000  # of Parquet read at once
 
 
 def looks_like_path(name: str) -> bool:
