@@ -1,10 +1,12 @@
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from diptych.data.packing import IGNORED, PERIOD, Mixture, pack
+from diptych.core.randomness import generator
+from diptych.data.packing import IGNORED, LAYOUT, PERIOD, Mixture, MixtureSource, pack
 
 
 def documents(count, seed=0, longest=60, first=0):
@@ -40,6 +42,52 @@ def test_a_target_follows_its_token_in_the_same_document():
 def test_rows_are_nearly_full():
     packed = pack(documents(2000, longest=80), context=128, seed=0)
     assert packed.num_targets / (packed.num_rows * 128) > 0.95
+
+
+def best_fit(token_documents, context, seed):
+    """Packing as one would say it: each chunk looks through all spaces for the least one that holds it."""
+    width = context + 1
+    chunks = [document[at : at + width] for document in token_documents for at in range(0, len(document) - 1, context)]
+    generator(seed=seed, stream=LAYOUT).shuffle(chunks)
+    rows, by_space = [], [[] for _ in range(width + 1)]
+    for chunk in sorted(chunks, key=len, reverse=True):
+        space = next((space for space in range(len(chunk), width) if by_space[space]), width)
+        if space == width:
+            rows.append([])
+            by_space[width].append(len(rows) - 1)
+        row = by_space[space].pop()
+        rows[row].append(chunk)
+        by_space[space - len(chunk)].append(row)
+    return rows
+
+
+@pytest.mark.parametrize(("count", "longest", "context"), [(1, 9, 1), (300, 5, 2), (500, 60, 64), (200, 300, 40)])
+def test_the_quick_packing_is_the_plain_one(count, longest, context):
+    """Row by row, place by place: recipes that were run before read the same batches."""
+    chosen = [*documents(count, seed=4, longest=longest), [7], []]
+    packed = pack(chosen, context, seed=6)
+    batch = packed.rows(np.arange(packed.num_rows))
+    expected = best_fit(chosen, context, seed=6)
+    assert packed.num_rows == len(expected)
+    for index, row in enumerate(expected):
+        tokens = [token for chunk in row for token in chunk]
+        numbers = [number for number, chunk in enumerate(row, 1) for _ in chunk]
+        places = [place for chunk in row for place in range(len(chunk))]
+        for part, wanted in zip(
+            (batch.tokens, batch.segments, batch.positions), (tokens, numbers, places), strict=True
+        ):
+            assert part[index].tolist() == (wanted + [0] * (context + 1 - len(wanted)))[:context]
+
+
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 6), (0, 0, 5, 6)])
+def test_any_split_of_a_steps_rows_gives_the_same_rows(cuts):
+    corpora = [pack(documents(50, seed=seed), 32, 0) for seed in (1, 2)]
+    source = pickle.loads(pickle.dumps(MixtureSource(Mixture(corpora, [3, 1]), 6, 9)))
+    for step in (0, 200):
+        parts = [source.batch(step, range(*cut)) for cut in itertools.pairwise(cuts)]
+        whole = Mixture(corpora, [3, 1]).batch(step, 6, 9)
+        assert all(torch.equal(torch.cat(part), all) for *part, all in zip(*parts, whole, strict=True))
+    assert not source.troubles()
 
 
 def test_a_document_changes_no_other_documents_logits():

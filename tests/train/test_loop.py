@@ -37,6 +37,7 @@ class Lines:
     """
 
     unit = "points"
+    remarks = ()
 
     def __init__(self, recipe: Recipe, *, dropout: float = 0.2, is_channels_last: bool = False) -> None:
         self.recipe = recipe

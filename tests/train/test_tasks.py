@@ -16,6 +16,7 @@ from diptych.core import weights
 from diptych.core.tokenizer import Tokenizer
 from diptych.data import licences, rendered, scenes
 from diptych.data.corpora import CORPORA
+from diptych.data.mix import in_proportion
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.image.model import ImageModel
@@ -24,7 +25,7 @@ from diptych.train.recipe import Recipe
 from diptych.train.run import RunDirectory
 from diptych.train.tasks import TASKS, build
 from diptych.train.tasks.diffusion import DiffusionTask
-from diptych.train.tasks.next_token import NextTokenTask, in_proportion
+from diptych.train.tasks.next_token import NextTokenTask
 
 Finished = Callable[[str], RunDirectory]
 Read = Callable[..., Recipe]
@@ -227,6 +228,22 @@ def test_training_never_reads_what_validates(recipe: Read) -> None:
     assert not any(opening in page for opening in held_out for page in pages)
 
 
+def test_a_mixture_of_files_of_every_kind_trains(recipe: Read, world: Path, tmp_path: Path) -> None:
+    """Lines of JSON beside plain text: the broken one is counted, what the text has too is left out, and said."""
+    tales = [f"Tale {number}. There was a fox that ran to the sea. " + "It ran on. " * number for number in range(40)]
+    old = (world / "tales.txt").read_text().split("<|endoftext|>")[:3]
+    lines = "\n".join(json.dumps({"story": tale}) for tale in [*tales, *old, None])
+    (tmp_path / "more.jsonl").write_text(lines)
+    task = build(
+        recipe("next-token", f"data.mix={{ '{world / 'tales.txt'}' = 1, '{tmp_path / 'more.jsonl'}#story' = 2 }}")
+    )
+    assert isinstance(task, NextTokenTask)
+    assert task.repeated == 3
+    assert str(task.troubles) == f"skipped 1 of 74: {tmp_path / 'more.jsonl'}, line 44: is null, not text"
+    assert "3 that repeat others were left out" in task.about().data
+    assert {"bits_per_byte/tales", "bits_per_byte/more"} <= task.validate().keys()
+
+
 # ---- pictures --------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +336,7 @@ def test_every_corpus_and_every_sprite_has_a_licence() -> None:
     assert CORPORA.keys() | set(licences.SCENES) == licences.SOURCES.keys()
     assert all(source.title and source.licence for source in licences.SOURCES.values())
     assert licences.source("/srv/me/tales.txt").title == "texts of the recipe's author, `tales.txt`"
+    assert licences.source("hf:owner/name:small").home == "https://huggingface.co/datasets/owner/name"
 
 
 def test_samples_are_sheets_of_pictures(recipe: Read, tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ def train(
     if fresh and is_first:
         _move_aside(folder)
     ranks.wait()
+    if is_first:
+        for remark in task.remarks:
+            frame.say(remark)
     run = RunDirectory(folder)
     done = run.steps()
     if is_first and done and done[-1] >= chosen.run.steps:

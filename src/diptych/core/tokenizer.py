@@ -64,12 +64,21 @@ class Tokenizer:
             raise ValueError(f"'{path}' is not a tokenizer.json: {' '.join(str(error).split())}") from error
 
     def save(self, path: str | Path) -> None:
-        write_atomically(Path(path), self._engine.to_str(pretty=True).encode())
+        write_atomically(Path(path), self.to_json().encode())
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self._engine.to_str(pretty=True)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text. A special token's name inside `text` is spelled out, not obeyed."""
         self._engine.encode_special_tokens = True
         return list(self._engine.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text, on as many threads as there are cores."""
+        self._engine.encode_special_tokens = True
+        return [encoding.ids for encoding in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, specials left out; bytes that are not UTF-8 become U+FFFD."""
@@ -97,6 +106,12 @@ class Tokenizer:
     @property
     def end(self) -> int:
         return self.id(END)
+
+    @property
+    def splits_at_spaces(self) -> bool:
+        """Whether the space between two words begins a token of the second, as the engine's rules have it."""
+        rules = self._engine.pre_tokenizer
+        return rules is not None and [span for _, span in rules.pre_tokenize_str("a b")] == [(0, 1), (1, 3)]
 
     def _bytes_of_tokens(self) -> list[bytes]:
         letters = _bytes_of_letters()

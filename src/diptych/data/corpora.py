@@ -1,15 +1,14 @@
-"""Corpora: where texts come from, each brought to one written style, one document a string.
+"""Corpora: where texts come from, one document a string.
 
-The style: ASCII quotes, spaced dashes, Unicode NFC, one space between words, paragraphs separated by one line break.
-A corpus is a folder under `$DIPTYCH_DATA` that one function here knows how to read, or any `.txt` file or folder of
-`.txt` files named by its path.
+A corpus is a folder under `$DIPTYCH_DATA` that one function here knows how to read and brings to one written style
+(`data.style`), or files of the user's own, named by their path (`data.text_files`) or as a data set of Hugging Face
+(`data.hub_texts`).
 """
 
 import csv
 import hashlib
 import re
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,28 +17,20 @@ from typing import Literal
 from diptych.core.spelling import unknown
 from diptych.data.casing import Casing, Openings
 from diptych.data.folders import folder
+from diptych.data.hub_texts import PREFIX, local_folder, read_data_set
+from diptych.data.style import clean, is_whole, unwrap
+from diptych.data.text_files import SEPARATOR, looks_like_path, path_and_field, read_path
+from diptych.data.trouble import Troubles
 
 Part = Literal["train", "validation", "all"]
-SEPARATOR = "<|endoftext|>"
-SHORTEST = 200  # characters of a document worth keeping
-
-MOJIBAKE = {
-    "â€œ": '"', "â€\x9d": '"', "â€™": "'", "â€˜": "'", "â€“": "-", "â€”": "-", "â€¦": "...", "â€": '"',
-    "ã©": "é", "ã±": "ñ", "ã³": "ó", "ã¡": "á", "Ã©": "é", "Ã±": "ñ", "Ã³": "ó", "Ã¡": "á",
-}  # fmt: skip
-BROKEN = re.compile(r"\ufffd|[ÃÂ][\x80-\xff€™œ]|â[€\x80-\xff ,.]|\bâ\b")
-STYLE = str.maketrans(
-    {**dict.fromkeys("“”„‟«»″", '"'), **dict.fromkeys("‘’‚‛′`´", "'"), "…": "...", "\u00ad": None, "\ufeff": None}
-)
 CHAPTER = re.compile(r"^(?:CHAPTER|BOOK|PART|STORY)\s+(?:[IVXLC]+|\d+)\b.*$", re.MULTILINE)
 
 
 def documents(name: str, part: Part = "all") -> list[str]:
-    """The cleaned documents of a corpus, in a fixed order, without repetitions.
+    """The documents of a corpus, in a fixed order, without repetitions. Nothing in it may be broken.
 
     Args:
-        name: a corpus's folder name (see CORPORA), or the path of a `.txt` file or of a folder of them (documents are
-            separated by `<|endoftext|>` where a file has it, else each file is one).
+        name: a corpus's folder name (see CORPORA), or what `read` takes.
         part: "train" leaves out what the corpus itself holds out for evaluation, "validation" is only that (empty for
             a corpus that holds nothing out), "all" is both.
 
@@ -48,15 +39,43 @@ def documents(name: str, part: Part = "all") -> list[str]:
     """
     if name in CORPORA:
         train, held_out = _read_corpus(name, folder(name))
-    elif name.endswith(".txt") or "/" in name or Path(name).is_dir():
-        train, held_out = _plain(Path(name)), []
+        chosen = {"train": train, "validation": held_out, "all": [*train, *held_out]}[part]
+        kept = list(dict.fromkeys(text for text in map(clean, chosen) if is_whole(text)))
     else:
-        raise unknown("corpus", name, CORPORA)
-    chosen = {"train": train, "validation": held_out, "all": [*train, *held_out]}[part]
-    kept = list(dict.fromkeys(text for text in map(clean, chosen) if is_whole(text)))
+        texts = read(name, Troubles(share=0, few=0))
+        kept = [] if part == "validation" else list(dict.fromkeys(texts))
     if not kept and part != "validation":
-        raise ValueError(f"corpus '{name}' has no document of at least {SHORTEST} characters")
+        raise ValueError(f"corpus '{name}' has no document that is long enough")
     return kept
+
+
+def read(name: str, troubles: Troubles) -> Iterator[str]:
+    """The documents of a corpus that is no folder of `$DIPTYCH_DATA`, one after another as they lie there.
+
+    Args:
+        name: the path of a `.txt`, `.jsonl`, `.jsonl.gz` or `.parquet` file, of a folder of them, or of a data set
+            that `datasets` has saved; or `hf:` and the name of a data set. `#field` at its end names the field or
+            column that holds the text, "text" unless said.
+        troubles: is told of every document, whole or broken.
+
+    Raises:
+        ValueError: nothing is there, it cannot be read, or it has no such column.
+        TooManyBroken: see `troubles`.
+    """
+    if name.startswith(PREFIX):
+        return read_data_set(name, troubles)
+    if looks_like_path(name):
+        return read_path(*path_and_field(name), troubles)
+    raise unknown("corpus", name, CORPORA)
+
+
+def origin(name: str) -> Path | None:
+    """The file or folder that a corpus is read from; None for a data set that is streamed."""
+    if name in CORPORA:
+        return folder(name)
+    if name.startswith(PREFIX):
+        return local_folder(name)
+    return path_and_field(name)[0]
 
 
 def train_and_validation(name: str, seed: int, share: float = 0.02) -> tuple[list[str], list[str]]:
@@ -77,33 +96,14 @@ def split(documents: Iterable[str], seed: int, share: float = 0.02) -> tuple[lis
         raise ValueError(f"share must be a number >= 0 and < 1, not {share}")
     sides: tuple[list[str], list[str]] = ([], [])
     for text in documents:
-        digest = hashlib.blake2b(_key(text).encode(), key=seed.to_bytes(8, "big"), digest_size=8).digest()
-        sides[int.from_bytes(digest, "big") < share * 2**64].append(text)
+        sides[is_held_out(text, seed, share)].append(text)
     return sides
 
 
-def clean(text: str) -> str:
-    """One written style (see the top of this file); paragraphs are lines of the result, blank lines go."""
-    for broken, right in MOJIBAKE.items():
-        if broken in text:
-            text = text.replace(broken, right)
-    text = unicodedata.normalize("NFC", text).translate(STYLE)
-    text = re.sub(r"''(?=\w)|(?<=[\w.,!?])''", '"', text)
-    text = re.sub(r"(?<=\d)[–-](?=\d)", "-", text)
-    text = re.sub(r"[^\S\n]*(?:--+|[–—―]+)[^\S\n]*", " - ", text)
-    text = re.sub(r"\.(?: ?\.){2,}", "...", text)
-    lines = (re.sub(r"\s+", " ", line).strip() for line in text.split("\n"))
-    return "\n".join(line for line in lines if line)
-
-
-def is_whole(text: str) -> bool:
-    """Long enough, and free of bytes that were decoded wrongly."""
-    return len(text) >= SHORTEST and not BROKEN.search(text)
-
-
-def unwrap(text: str) -> str:
-    """Text with hard line breaks -> one paragraph a line; blank lines mark the paragraphs."""
-    return "\n".join(" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
+def is_held_out(text: str, seed: int, share: float) -> bool:
+    """The side of `split` that a document falls on."""
+    digest = hashlib.blake2b(_key(text).encode(), key=seed.to_bytes(8, "big"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 @lru_cache(maxsize=2)
@@ -122,21 +122,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"corpus file '{path}' is not UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
-def _plain(path: Path) -> list[str]:
-    """A `.txt` file, or the `.txt` files below a folder."""
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"folder '{path}' has no .txt file")
-    pieces = [piece for file in files for piece in _read(file).split(SEPARATOR)]
-    return [unwrap(piece) if _is_wrapped(piece) else piece for piece in pieces]
-
-
-def _is_wrapped(text: str) -> bool:
-    """Whether lines were broken by width: blank lines between blocks, and no line longer than a page is wide."""
-    lines = text.strip().split("\n")
-    return "\n\n" in text and max(map(len, lines)) <= 100
 
 
 def _tinystories(root: Path) -> tuple[list[str], list[str]]:

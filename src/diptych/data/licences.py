@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from diptych.data.hub_texts import PREFIX, local_folder, parse
 from diptych.data.sprites import FLUENT, TWEMOJI
 
 BACKGROUNDS = "backgrounds"
@@ -60,4 +61,7 @@ SOURCES = {
 
 def source(name: str) -> Source:
     """What is known of a corpus or of sprites; of texts that a recipe names by a path, that nothing is."""
+    if name.startswith(PREFIX) and local_folder(name) is None:
+        path = parse(name).path
+        return Source(f"the data set `{path}`", "as its card states", f"https://huggingface.co/datasets/{path}")
     return SOURCES.get(name) or Source(f"texts of the recipe's author, `{Path(name).name}`", "not stated", "")

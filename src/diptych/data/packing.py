@@ -7,8 +7,11 @@ next batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from mmap import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,58 +47,107 @@ def pack(token_documents: Sequence[Sequence[int]], context: int, seed: int) -> "
     A document longer than a row is cut into chunks that share one token, so that every token but a document's first
     is predicted once. Chunks go, longest first, into the row with the least space that still holds them.
     """
+    lengths = np.fromiter(map(len, token_documents), np.int64, len(token_documents))
+    ends = np.concatenate(([0], np.cumsum(lengths)))
+    tokens = np.fromiter((token for document in token_documents for token in document), np.int64, int(ends[-1]))
+    return Packed(tokens, lay_out(ends, context, seed), context)
+
+
+class Layout(NamedTuple):
+    """Which chunks of a flat array of tokens make up which row: row r is the chunks `rows[r]` to `rows[r + 1]`, each
+    `lengths[c]` tokens from `starts[c]` on. Integers: `rows` (R + 1), the others as many as there are chunks."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def lay_out(ends: np.ndarray, context: int, seed: int) -> Layout:
+    """The rows of documents that lie one after another, document d from `ends[d]` to `ends[d + 1]` of the tokens.
+
+    Raises:
+        ValueError: a context below 1, or no document with two tokens.
+    """
     if context < 1:
         raise ValueError(f"context must be a whole number >= 1, not {context}")
     width = context + 1
-    chunks = [
-        document[start : start + width]
-        for document in token_documents
-        for start in range(0, len(document) - 1, context)
-    ]
-    if not chunks:
+    targets = np.maximum(np.diff(ends) - 1, 0)
+    counts = -(-targets // context)  # chunks of each document
+    if not counts.any():
         raise ValueError("there is nothing to pack: no document has two tokens or more")
-    generator(seed=seed, stream=LAYOUT).shuffle(chunks)
-    chunks.sort(key=len, reverse=True)
-    rows: list[list[Sequence[int]]] = []
-    by_space: list[list[int]] = [[] for _ in range(width + 1)]
-    for chunk in chunks:
-        space = next((space for space in range(len(chunk), width) if by_space[space]), width)
-        if space == width:
-            rows.append([])
-            by_space[width].append(len(rows) - 1)
-        row = by_space[space].pop()
-        rows[row].append(chunk)
-        by_space[space - len(chunk)].append(row)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a chunk in its document
+    starts = np.repeat(ends[:-1], counts) + place * context
+    lengths = np.minimum(np.repeat(targets, counts) - place * context + 1, width)
 
-    shape = (len(rows), width)
-    tokens, segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for index, row_chunks in enumerate(rows):
-        end = 0
-        for number, chunk in enumerate(row_chunks, start=1):
-            here = slice(end, end + len(chunk))
-            tokens[index, here] = chunk
-            segments[index, here] = number
-            positions[index, here] = np.arange(len(chunk))
-            end += len(chunk)
-    return Packed(tokens, segments, positions)
+    order = np.arange(len(starts))
+    generator(seed=seed, stream=LAYOUT).shuffle(order)
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    row = _best_fit(lengths[order], width)
+    by_row = np.argsort(row, kind="stable")
+    order = order[by_row]
+    rows = np.concatenate(([0], np.cumsum(np.bincount(row))))
+    return Layout(rows, starts[order], lengths[order].astype(np.int32))
+
+
+def _best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
+    """The row of each chunk, chunks in falling length. What rows have `space` left is one bit of a whole number, so
+    the least space that suffices is found without a search: a million chunks take seconds."""
+    full = int((lengths == width).sum())  # they come first and have their rows to themselves
+    chosen = list(range(full))
+    by_space: list[list[int]] = [[] for _ in range(width + 1)]
+    spaces = 0  # bit s is set where by_space[s] has a row
+    num_rows = full
+    for length in lengths[full:].tolist():
+        enough = spaces >> length
+        if enough:
+            space = length + (enough & -enough).bit_length() - 1
+            rows = by_space[space]
+            row = rows.pop()
+            if not rows:
+                spaces ^= 1 << space
+        else:
+            space, row = width, num_rows
+            num_rows += 1
+        chosen.append(row)
+        left = space - length
+        if left:
+            by_space[left].append(row)
+            spaces |= 1 << left
+    return np.array(chosen)
 
 
 class Packed:
-    """Rows of one corpus. `num_targets` of its positions have a target."""
+    """Rows of one corpus, cut from its tokens as they are asked for. `num_targets` positions have a target."""
 
-    def __init__(self, tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> None:
-        """Three arrays (rows, context + 1), integers."""
-        self.tokens, self.segments, self.positions = tokens, segments, positions
-        self.num_rows, self.context = tokens.shape[0], tokens.shape[1] - 1
-        self.num_targets = int(((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).sum())
+    def __init__(self, tokens: np.ndarray, layout: Layout, context: int) -> None:
+        """`tokens` (N,) of any integer type. Arrays that are mapped from `.npy` files pickle as the files' names."""
+        self.tokens, self.layout, self.context = tokens, layout, context
+        self.num_rows = len(layout.rows) - 1
+        self.num_targets = int(layout.lengths.sum(dtype=np.int64)) - len(layout.lengths)
 
     def rows(self, indices: np.ndarray) -> Batch:
         """The rows as a batch of (len(indices), context)."""
-        tokens, segments = self.tokens[indices], self.segments[indices]
+        shape = (len(indices), self.context + 1)
+        tokens, segments, positions = (np.zeros(shape, np.int64) for _ in range(3))
+        for row, index in enumerate(indices):
+            end = 0
+            chunks = slice(self.layout.rows[index], self.layout.rows[index + 1])
+            starts, lengths = self.layout.starts[chunks].tolist(), self.layout.lengths[chunks].tolist()
+            for number, (start, length) in enumerate(zip(starts, lengths, strict=True), start=1):
+                here = slice(end, end + length)
+                tokens[row, here] = self.tokens[start : start + length]
+                segments[row, here] = number
+                positions[row, here] = np.arange(length)
+                end += length
         is_real = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         targets = np.where(is_real, tokens[:, 1:], IGNORED)
-        arrays = (tokens[:, :-1], targets, segments[:, :-1], self.positions[indices][:, :-1])
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays))
+        arrays = (tokens[:, :-1], targets, segments[:, :-1], positions[:, :-1])
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To a worker process goes the name of a mapped file, not a copy of what is in it."""
+        arrays = (self.tokens, *self.layout)
+        return _reopened, (self.context, *(_named(array) for array in arrays))
 
     def order(self, places: np.ndarray, seed: int, corpus: int = 0) -> np.ndarray:
         """Row indices at `places` of an endless reading, each epoch in an order of its own."""
@@ -109,6 +161,20 @@ class Packed:
     def batch(self, step: int, batch_size: int, seed: int) -> Batch:
         """The batch of a step (from 0): a pure function of its arguments."""
         return self.rows(self.order(np.arange(step * batch_size, (step + 1) * batch_size), seed))
+
+
+def _named(array: np.ndarray) -> np.ndarray | Path:
+    """The file that an array was mapped from, where it is all of it."""
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap) and array.filename is not None:
+        return Path(array.filename)
+    return array
+
+
+def _reopened(context: int, *arrays: np.ndarray | Path) -> Packed:
+    tokens, *layout = (
+        np.load(array, mmap_mode="r", allow_pickle=False) if isinstance(array, Path) else array for array in arrays
+    )
+    return Packed(tokens, Layout(*layout), context)
 
 
 class Mixture:
@@ -134,11 +200,14 @@ class Mixture:
         )
         self.quotas = _apportion(rows / rows.sum(), PERIOD)  # rows of each corpus in a period
 
-    def batch(self, step: int, batch_size: int, seed: int, rows: range | None = None) -> Batch:
-        """The batch of a step (from 0), or only these `rows` of it: a pure function of its arguments."""
-        chosen: list[Batch] = []
-        for row in range(batch_size) if rows is None else rows:
-            global_row = step * batch_size + row
+    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
+        """The batch of a step (from 0): a pure function of its arguments."""
+        return self.rows(range(step * batch_size, (step + 1) * batch_size), seed)
+
+    def rows(self, places: range, seed: int) -> Batch:
+        """The rows at `places` of an endless reading of the mixture."""
+        chosen = [self.corpora[0].rows(np.empty(0, np.int64))]  # no rows at all are a batch too
+        for global_row in places:
             period, place = divmod(global_row, PERIOD)
             corpus, earlier = _schedule(tuple(self.quotas), seed, period)
             index = int(corpus[place])
@@ -154,18 +223,25 @@ class Mixture:
         ]
 
 
+@dataclass(frozen=True)
 class MixtureSource:
-    """A mixture as a `Source`: steps of `batch_size` rows in the order of `seed`."""
+    """A mixture as a source of batches of `batch_size` rows: `data.source.Source`.
 
-    def __init__(self, mixture: Mixture, batch_size: int, seed: int) -> None:
-        self.mixture, self.batch_size, self.seed = mixture, batch_size, seed
+    It pickles: a corpus that is mapped from disk travels as the name of its folder.
+    """
+
+    mixture: Mixture
+    batch_size: int
+    seed: int
 
     def batch(self, step: int, rows: range) -> Batch:
-        return self.mixture.batch(step, self.batch_size, self.seed, rows)
+        """Rows `rows` of `Mixture.batch(step, batch_size, seed)`."""
+        first = step * self.batch_size
+        return self.mixture.rows(range(first + rows.start, first + rows.stop, rows.step), self.seed)
 
-    def troubles(self) -> list[Trouble]:
-        """None: what was broken was left out when the documents were read."""
-        return []
+    def troubles(self) -> Sequence[Trouble]:
+        """None: what was broken was left out when the corpora were read."""
+        return ()
 
 
 def _apportion(shares: np.ndarray, total: int) -> list[int]:

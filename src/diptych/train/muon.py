@@ -88,7 +88,9 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalise(torch.stack([whole(update) for _, update in pairs]), self.dtype)
                 size = 0.2 * math.sqrt(max(shape))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.mul_(1 - rate * group["weight_decay"]).add_(_laid_as(update, parameter), alpha=-rate * size)
+                    parameter.mul_(1 - rate * group["weight_decay"]).add_(
+                        _laid_as(update, parameter), alpha=-rate * size
+                    )
 
 
 def _laid_as(update: Tensor, parameter: Tensor) -> Tensor:

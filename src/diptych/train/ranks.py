@@ -20,7 +20,7 @@ from diptych.train.recipe import ParallelSettings
 class Ranks:
     """Args: `mesh` has the dimensions replicate, shard and tensor; None for one process."""
 
-    settings: ParallelSettings = ParallelSettings(shard=1)
+    settings: ParallelSettings
     mesh: DeviceMesh | None = None
 
     @classmethod
@@ -96,7 +96,7 @@ class Ranks:
         return self.total(float(here))[0] > 0
 
 
-ALONE = Ranks()
+ALONE = Ranks(ParallelSettings(shard=1))
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

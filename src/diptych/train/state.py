@@ -99,8 +99,7 @@ class State:
     def snapshot(self, folder: Path, is_first: bool) -> None:
         """Keep the power averages as they are now."""
         if self.powers:
-            whole = {name: whole(value) for name, value in self.powers.tensors().items()}
+            gathered = {name: whole(value) for name, value in self.powers.tensors().items()}
             if is_first:
                 folder.mkdir(exist_ok=True)
-                save_snapshot(snapshot_path(folder, self.step), whole, self.step)
-
+                save_snapshot(snapshot_path(folder, self.step), gathered, self.step)

@@ -30,11 +30,13 @@ class Task(Protocol):
         model: everything that a checkpoint of the run keeps.
         networks: the modules in it that are called; the loop shards, recomputes and compiles these.
         unit: what `count` counts: "tokens" or "pictures".
+        remarks: what a person should know before the training starts, a line each.
         source: where batches come from: named tuples of CPU tensors, which the loop moves to the device.
     """
 
     model: nn.Module
     unit: str
+    remarks: Sequence[str]
 
     @property
     def networks(self) -> Sequence[nn.Module]: ...

@@ -77,6 +77,7 @@ class Pictures:
 
 class AutoencoderTask:
     unit = "pictures"
+    remarks = ()
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -136,6 +136,7 @@ class Varied:
 
 class ClassifierTask:
     unit = "pictures"
+    remarks = ()
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

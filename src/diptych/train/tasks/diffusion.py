@@ -134,6 +134,7 @@ class Latents:
 
 class DiffusionTask:
     unit = "pictures"
+    remarks = ()
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -1,7 +1,6 @@
 """Training the decoder to predict the next token of a mixture of corpora."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
-from diptych.core.tokenizer import Tokenizer
-from diptych.data import corpora
-from diptych.data.packing import Batch, Mixture, MixtureSource, pack, with_borders
+from diptych.data.mix import labels, read_mix
+from diptych.data.packing import Batch, Mixture, MixtureSource
+from diptych.data.tokenised import packed, vocabulary
+from diptych.data.trouble import Troubles
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
@@ -30,7 +30,8 @@ class Data:
     """[data]: `mix` weighs corpora against each other; the first one named is the one whose validation is watched.
 
     Args:
-        mix: corpus name or path -> weight.
+        mix: corpus name, path or `hf:` name (see `corpora.read`) -> weight. What a corpus named before has too is left
+            out.
         vocab_size: tokens of the vocabulary, trained on the same mixture.
         validation_documents: scored at each validation, of each corpus.
         validation_share: of the documents of corpora that hold nothing out themselves.
@@ -64,20 +65,6 @@ class Model:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def in_proportion(texts: dict[str, list[str]], weights: dict[str, float]) -> Iterator[str]:
-    """Documents of each corpus up to its weight's share of characters, so that the vocabulary suits what is read."""
-    per_weight = min(
-        sum(map(len, texts[name])) / weight for name, weight in weights.items() if weight == max(weights.values())
-    )
-    for name, weight in weights.items():
-        left = per_weight * weight
-        for text in texts[name]:
-            if left <= 0:
-                break
-            left -= len(text)
-            yield text
-
-
 class NextTokenTask:
     unit = "tokens"
 
@@ -94,18 +81,18 @@ class NextTokenTask:
         if start:
             is_narrower = sizes.hidden < start.config["decoder"].get("hidden", 0)
             start.check("decoder", sizes.to_dict(), (*FREE, "hidden") if is_narrower else FREE)
-        parts = {
-            name: corpora.train_and_validation(name, self.data.seed, self.data.validation_share)
-            for name in self.data.mix
-        }
-        self.held_out = {name: part[1] for name, part in parts.items()}
-        texts = in_proportion({name: part[0] for name, part in parts.items()}, self.data.mix)
+        troubles = Troubles()
+        with recipe.checking("data", "mix"):
+            mix = read_mix(list(self.data.mix), self.data.seed, self.data.validation_share, troubles)
+        self.repeated = sum(sides.repeated for sides in mix.values())
+        repeats = f"{self.repeated} documents repeat others and are left out" if self.repeated else ""
+        self.remarks: tuple[str, ...] = tuple(filter(None, (str(troubles), repeats)))
+        self.held_out = {name: sides.held_out for name, sides in mix.items()}
+        texts = {name: sides.train for name, sides in mix.items()}
         with recipe.checking("data", "vocab_size"):
-            self.tokenizer = start.tokenizer() if start else Tokenizer.train(texts, self.data.vocab_size)
-        packed = [
-            pack(with_borders(self.tokenizer, part[0]), settings.context, self.data.seed) for part in parts.values()
-        ]
-        mixture = Mixture(packed, list(self.data.mix.values()))
+            self.tokenizer = start.tokenizer() if start else vocabulary(texts, self.data.mix, self.data.vocab_size)
+        rows = [packed(self.tokenizer, shelf, settings.context, self.data.seed) for shelf in texts.values()]
+        mixture = Mixture(rows, list(self.data.mix.values()))
         self.source: MixtureSource = MixtureSource(mixture, recipe.run.batch, recipe.run.seed)
         self.device, self.compute = choose()
         torch.manual_seed(recipe.run.seed)
@@ -128,13 +115,14 @@ class NextTokenTask:
 
     def validate(self) -> dict[str, float]:
         figures = {}
+        label = labels(list(self.data.mix))
         for name, texts in self.held_out.items():
             if texts:
                 with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
                     score = bits_per_byte(
                         self.model, self.tokenizer, texts, self.model.config.context, self.data.validation_documents
                     )
-                figures[f"bits_per_byte/{Path(name).stem}"] = score.value
+                figures[f"bits_per_byte/{label[name]}"] = score.value
         return figures
 
     def rank(self, figures: dict[str, float]) -> float:
@@ -151,14 +139,16 @@ class NextTokenTask:
 
     def about(self) -> About:
         config, mix = self.model.config, self.data.mix
-        shares = ", ".join(f"{Path(name).stem} {weight / sum(mix.values()):.0%}" for name, weight in mix.items())
+        label = labels(list(mix))
+        left_out = f" {self.repeated} that repeat others were left out." if self.repeated else ""
+        shares = ", ".join(f"{label[name]} {weight / sum(mix.values()):.0%}" for name, weight in mix.items())
         return About(
             made=f"A language model: a decoder-only transformer of {config.num_layers} layers, width {config.width}, "
             f"and a byte-level vocabulary of {self.tokenizer.size:,} tokens. It writes on from a beginning, one token "
             "after the other. The weights are kept as bfloat16.",
             example=f"rows of {config.context} tokens",
-            data=f"Shares of the tokens read: {shares}. Documents were cleaned to one written style and divided into "
-            "training and validation whole.",
+            data=f"Shares of the tokens read: {shares}. Corpora and plain text were brought to one written style, and "
+            f"documents were divided into training and validation whole.{left_out}",
             sources=tuple(mix),
             figures={
                 "bits_per_byte/": f"bits for a byte of held-out documents, at most {self.data.validation_documents}; "
