@@ -239,7 +239,7 @@ def test_a_mixture_of_files_of_every_kind_trains(recipe: Read, world: Path, tmp_
     )
     assert isinstance(task, NextTokenTask)
     assert task.repeated == 3
-    assert str(task.troubles) == f"skipped 1 of 74: {tmp_path / 'more.jsonl'}, line 44: is null, not text"
+    assert task.remarks[0] == f"skipped 1 of 74: {tmp_path / 'more.jsonl'}, line 44: is null, not text"
     assert "3 that repeat others were left out" in task.about().data
     assert {"bits_per_byte/tales", "bits_per_byte/more"} <= task.validate().keys()
 
