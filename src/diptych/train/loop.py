@@ -36,9 +36,7 @@ class Progress:
 Watcher = Callable[[Progress], None]
 
 
-def make_optimizers(
-    model: nn.Module, settings: OptimizerSettings, compute: torch.dtype
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, settings: OptimizerSettings, compute: torch.dtype) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (embeddings, kernels, gains).
 
     Args:
@@ -57,9 +55,7 @@ def make_optimizers(
     if groups:
         optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True))
     if for_muon:
-        optimizers.append(
-            Muon(for_muon, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute)
-        )
+        optimizers.append(Muon(for_muon, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute))
     return optimizers
 
 
