@@ -99,8 +99,8 @@ def _panel(
                 curves.append(Curve(label, line, colour, tuple(points)))
             else:
                 curves.append(Curve(label, points, colour))
-    values = [value for curve in curves for _, value in curve.points]
-    is_log = bool(values) and title != "learning rate" and min(values) > 0 and max(values) > LOG_FROM * min(values)
+    drawn = [value for curve in curves for _, value in curve.points]
+    is_log = bool(drawn) and title != "learning rate" and min(drawn) > 0 and max(drawn) > LOG_FROM * min(drawn)
     return Panel(title, x, end / unit, tuple(curves), is_log, note)
 
 

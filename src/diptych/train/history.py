@@ -52,12 +52,14 @@ class Run:
 
     @property
     def objective(self) -> str | None:
-        return _setting(self.recipe, "run", "objective", str)
+        objective: str | None = _setting(self.recipe, "run", "objective", str)
+        return objective
 
     @property
     def steps(self) -> int | None:
         """Steps that the recipe asks for."""
-        return _setting(self.recipe, "run", "steps", int)
+        steps: int | None = _setting(self.recipe, "run", "steps", int)
+        return steps
 
     @property
     def step(self) -> int:
