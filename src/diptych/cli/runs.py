@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diptych.cli import UsageError, frame
+from diptych.cli import UsageError, frame, table
 
 if TYPE_CHECKING:
     from diptych.train.history import Run
@@ -18,7 +18,6 @@ Json = Annotated[bool, typer.Option("--json", help="JSON for machines, on standa
 By = Annotated[str, typer.Option(help="What the curves run along: step, time, tokens, pictures.")]
 Png = Annotated[Path | None, typer.Option(help="Draw the curves into this file, too (.png).")]
 LOSS_ROWS, ROWS = 12, 7  # lines of text of a drawing
-BETWEEN = 3  # columns between those of a table on a terminal
 WIDEST = 110  # columns of a drawing: a wider one only looks stretched
 
 app = frame.application("Look at training runs. Without a command: list them.")
@@ -146,16 +145,13 @@ def _list(found: list["Run"]) -> None:
         )
     if not frame.is_terminal(sys.stdout):
         wrong = ["; ".join(run.troubles) for run in found]
-        _print_table([[*heading, "what is wrong"], *([*row, said] for row, said in zip(rows, wrong, strict=True))])
+        table.plain([[*heading, "what is wrong"], *([*row, said] for row, said in zip(rows, wrong, strict=True))])
         return
     for dropped in ("size", "objective", "best", "time"):  # the least of them first
-        if (
-            sum(max(map(len, column)) + BETWEEN for column in zip(heading, *rows, strict=True)) - BETWEEN
-            > frame.columns()
-        ):
+        if table.width([heading, *rows]) > frame.columns():
             place = heading.index(dropped)
-            heading, rows = heading[:place] + heading[place + 1 :], [row[:place] + row[place + 1 :] for row in rows]
-    _print_rich(heading, rows)
+            heading, *rows = ([*row[:place], *row[place + 1 :]] for row in [heading, *rows])
+    table.ruled([heading, *rows])
     for run in found:
         for trouble in run.troubles:
             print(f"{run.name}: {trouble}")
@@ -206,8 +202,8 @@ def _key_facts(run: "Run") -> Iterator[tuple[str, str]]:
         )
         yield "optimizer", f"{optimizer.get('name', '?')}, learning rate {optimizer.get('learning_rate', '?')}, {shape}"
     for section in ("model", "data"):
-        if table := run.recipe.get(section):
-            yield section, _shortened(", ".join(f"{name} {_plain(value)}" for name, value in table.items()))
+        if chosen := run.recipe.get(section):
+            yield section, _shortened(", ".join(f"{name} {_plain(value)}" for name, value in chosen.items()))
     made = run.made_with
     if made:
         commit = f", commit {made['git_commit'][:10]}" if isinstance(made.get("git_commit"), str) else ""
@@ -229,11 +225,11 @@ def _compare(found: list["Run"], by: str) -> None:
         rows.append([name, *(_figure(run.last(VALIDATION + name)) for run in found)])
         rows.append(["  best", *(f"{_figure(best[1])} at {best[0]}" if best else "-" for best in bests)])
     print()
-    _print_any(rows)
+    table.show(rows)
     different = differences(found)
     print()
     if different:
-        _print_any([["setting", *names], *([name, *map(_plain, values)] for name, values in different)])
+        table.show([["setting", *names], *([name, *map(_plain, values)] for name, values in different)])
     else:
         print("their recipes are the same")
 
@@ -315,33 +311,7 @@ def _tell(made: list[Path], is_json: bool) -> None:
         (frame.say if is_json else print)(f"{path}: written")
 
 
-# ---- words and tables --------------------------------------------------------------------------------------------
-
-
-def _print_any(rows: list[list[str]]) -> None:
-    _print_rich(rows[0], rows[1:]) if frame.is_terminal(sys.stdout) else _print_table(rows)
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    """Columns under each other, two blanks between: for a pipe."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_rich(heading: list[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    states = {"finished": "green", "running?": "cyan", "damaged": "red"}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
-    for name in heading:
-        table.add_column(name, justify="right" if name in ("step", "time", "size") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell, style=states.get(cell, "")) for cell in row))
-    Console().print(table)
+# ---- words -------------------------------------------------------------------------------------------------------
 
 
 def _figure(value: float | None) -> str:

@@ -41,7 +41,9 @@ class Progress:
 Watcher = Callable[[Progress], None]
 
 
-def make_optimizers(model: nn.Module, settings: OptimizerSettings, compute: torch.dtype) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, settings: OptimizerSettings, compute: torch.dtype
+) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest (embeddings, kernels, gains).
 
     Args:
@@ -60,7 +62,9 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings, compute: torc
     if groups:
         optimizers.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True))
     if for_muon:
-        optimizers.append(Muon(for_muon, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute))
+        optimizers.append(
+            Muon(for_muon, settings.learning_rate, weight_decay=settings.weight_decay, dtype=compute)
+        )
     return optimizers
 
 

@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # chosen to lift small singular values fast; five rounds bring all to about 0.7..1.2
+QUINTIC = (3.4445, -4.7750, 2.0315)  # chosen to lift small singular values fast; five rounds bring all to about 0.7..1.2
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = 5) -> Tensor:

@@ -154,7 +154,7 @@ def _prompts(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"prompts": [], "columns": 1}
     is_right = isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
-    is_right = is_right and isinstance(columns, int) and columns >= 1
+    is_right = is_right and isinstance(columns, int) and 1 <= columns <= max(1, len(prompts))
     return {"prompts": prompts, "columns": columns} if is_right else {"prompts": [], "columns": 1}
 
 
@@ -211,11 +211,12 @@ def _cut(line: str, font: Any, width: int) -> str:
 
 
 def _quoted(text: str, prompt: str) -> str:
-    """A block quote in which the prompt is bold; what a model wrote is never read as Markdown."""
+    """A block quote in which the prompt is bold; what a model wrote is never read as Markdown, nor as code for its
+    leading spaces."""
     is_continued = bool(prompt) and text.startswith(prompt) and prompt == prompt.strip() and "\n" not in prompt
     rest = text[len(prompt) :] if is_continued else text
     shown = (f"**{_escaped(prompt)}**" if is_continued else "") + _escaped(rest)
-    lines = [line.rstrip() for line in shown.splitlines()]
+    lines = [line.strip() for line in shown.splitlines()]
     ends = [
         "" if not line or after in (None, "") else "\\" for line, after in zip(lines, [*lines[1:], None], strict=True)
     ]
@@ -229,5 +230,5 @@ def _escaped(text: str) -> str:
 
 
 def _escaped_start(match: re.Match[str]) -> str:
-    """What would begin a list or a line across: "1." and "-"; leading spaces, which would begin code, go."""
-    return f"{match[2]}\\" if match[2].isdigit() else f"\\{match[2]}"
+    """What would begin a list or a line across: "1." and "-"."""
+    return f"{match[1]}{match[2]}\\" if match[2].isdigit() else f"{match[1]}\\{match[2]}"

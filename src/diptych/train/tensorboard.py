@@ -53,7 +53,7 @@ class Board:
     """
 
     def __init__(self, run: Path, first: int = 0) -> None:
-        self._writer = _writer_class()(str(run / FOLDER), purge_step=first + 1)  # type: ignore[no-untyped-call]
+        self._writer = _writer_class()(str(run / FOLDER), purge_step=first + 1)
 
     def log(self, line: Mapping[str, float]) -> None:
         """Every figure of a line of metrics, at its step.
@@ -64,7 +64,7 @@ class Board:
         for name, value in line.items():
             if name != "step" and isinstance(value, int | float):
                 tag = name if "/" in name else f"train/{name}"
-                self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(tag, value, step)
 
     def log_samples(self, directory: Path, step: int) -> None:
         """What a step sampled into a folder: its picture as an image, its texts as text."""
@@ -72,15 +72,15 @@ class Board:
         if picture.is_file():
             with Image.open(picture) as opened:
                 pixels = np.asarray(opened.convert("RGB"))
-            self._writer.add_image("samples", pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._writer.add_image("samples", pixels, step, dataformats="HWC")
         if texts.is_file():
             for place, text in enumerate(texts.read_text(encoding="utf-8").strip("\n").split(BORDER)):
                 shown = "\n".join(f"    {line}" for line in text.splitlines())  # as it is, not read as Markdown
-                self._writer.add_text(f"samples/{place + 1}", shown, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_text(f"samples/{place + 1}", shown, step)
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def __enter__(self) -> Self:
         return self
