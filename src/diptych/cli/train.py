@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 PAUSE = 20.0  # seconds between lines in a pipe
+PIPE = 100  # columns of a line in a pipe
+NARROWEST_BAR, WIDEST_BAR = 6, 30
 
 
 def train(
@@ -160,9 +162,12 @@ def _watching(is_first: bool) -> Iterator[Callable[["Progress"], None]]:
     def tell(progress: "Progress") -> None:
         nonlocal last, reported
         now = time.perf_counter()
-        is_news = progress.validation != reported or progress.step == progress.steps
-        if is_news or now - last >= PAUSE:
-            frame.say(f"step {progress.step}/{progress.steps}  {line(progress)}")
+        is_news = progress.validation != reported
+        if is_news or now - last >= PAUSE or progress.step == progress.steps:
+            where = f"step {progress.step}/{progress.steps}  "
+            frame.say(where + line(progress, PIPE - len(where)))
+            if is_news:
+                frame.say(where + validation(progress))
             last, reported = now, progress.validation
 
     yield tell
@@ -170,30 +175,58 @@ def _watching(is_first: bool) -> Iterator[Callable[["Progress"], None]]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[["Progress"], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    """One line with a bar that fills what is left of the terminal's width; the last validation below it."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
 
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[about]}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, about="starting")
+    console = Console(stderr=True)
+    with Live(Text("starting"), console=console, transient=True, refresh_per_second=4) as live:
 
         def draw(progress: "Progress") -> None:
-            bar.update(task, completed=progress.step, total=progress.steps, about=line(progress))
+            where = f"step {progress.step}/{progress.steps}"
+            words = line(progress, console.width - len(where) - 2)
+            left = console.width - len(where) - len(words) - 4
+            row = Table.grid(padding=(0, 1))
+            bar = ProgressBar(total=progress.steps, completed=progress.step, width=min(left, WIDEST_BAR))
+            row.add_row(where, *([bar] if left >= NARROWEST_BAR else []), words)
+            below = [Text(validation(progress), style="dim")] if progress.validation else []
+            live.update(Group(row, *below))
 
         yield draw
 
 
-def line(progress: "Progress") -> str:
-    """Loss, learning rate, speed, time left and the last validation."""
-    parts = [
-        f"loss {progress.loss:.4f}",
-        f"rate {progress.learning_rate:.2e}",
-        f"{progress.speed:,.0f} {progress.unit}/s",
-        f"{duration(progress.seconds_left)} left",
-    ]
-    parts += [f"{name} {figure:.4g}" for name, figure in list(progress.validation.items())[:2]]
-    return "  ".join(parts)
+def line(progress: "Progress", width: int = PIPE) -> str:
+    """Loss, learning rate, speed, share of the machine's peak, memory and time left, as far as `width` holds them."""
+    share = "" if progress.share_of_peak is None else f"{progress.share_of_peak:.0%} of peak".replace("%", " %")
+    parts = {
+        "loss": f"loss {progress.loss:.4f}",
+        "rate": f"rate {progress.learning_rate:.2e}",
+        "speed": f"{_speed(progress.speed)} {progress.unit}/s",
+        "share": share,
+        "memory": _bytes(progress.memory) if progress.memory else "",
+        "left": f"{duration(progress.seconds_left)} left",
+    }
+    for dropped in ("memory", "rate", "share", "speed", ""):  # the least of them first
+        words = "  ".join(filter(None, parts.values()))
+        if len(words) <= width:
+            break
+        parts.pop(dropped, None)
+    return words
+
+
+def validation(progress: "Progress") -> str:
+    return "validation: " + ", ".join(f"{name} {figure:.4g}" for name, figure in progress.validation.items())
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def duration(seconds: float) -> str:

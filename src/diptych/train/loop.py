@@ -27,7 +27,10 @@ from diptych.train.tasks import Task
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher is told after each step: loss is smoothed over about 50 steps, speed in units a second."""
+    """What a watcher is told after each step: loss is smoothed over about 50 steps, speed in units a second.
+
+    `share_of_peak` is of the machine's measured peak (None: not counted), `memory` in bytes (0: not known).
+    """
 
     step: int
     steps: int
@@ -37,6 +40,8 @@ class Progress:
     unit: str
     seconds_left: float
     validation: dict[str, float]
+    share_of_peak: float | None = None
+    memory: int = 0
 
 
 Watcher = Callable[[Progress], None]

@@ -1,0 +1,150 @@
+"""How hard the machine works: its measured peak, the floating-point operations of a step, and the memory in use.
+
+The share of the peak is what is called model FLOPs utilisation (Chowdhery et al. 2022, appendix B), with two
+differences: the peak is measured on this machine instead of read off a data sheet, and the operations of a step are
+counted instead of estimated, so that convolutions and attention count as what they are.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+SIZES = (256, 512, 1024, 2048, 4096, 8192)
+LONG_ENOUGH = 0.02  # seconds of one product: larger matrices would not be faster
+CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+class Meter:
+    """What one process's steps take of the machine.
+
+    Use: `with meter.counting(): loss, backward`, in every step; the first one is counted, the others pass untouched.
+
+    Args:
+        device, dtype: where and in which format the products of the model are computed.
+        peak: FLOP/s; measured unless given.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, peak: float | None = None) -> None:
+        self.device = device
+        self.peak = measured_peak(device, dtype) if peak is None else peak
+        self.flops: int | None = None  # of a step, once one was counted
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        if self.flops is not None:
+            yield
+            return
+        with FlopCounter() as counter:
+            yield
+        self.flops = counter.flops
+
+    def share_of_peak(self, seconds: float) -> float | None:
+        """The share of the peak that steps of so many seconds reach; None while no step was counted.
+
+        It is rarely above 0.6, and where other programs take turns on the machine the peak is what was left of it.
+        """
+        if not self.flops or not self.peak or seconds <= 0:
+            return None
+        return self.flops / seconds / self.peak
+
+    def memory(self) -> int:
+        """Bytes, see `resident_bytes`."""
+        return resident_bytes(self.device)
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of the fastest of some products of square matrices, made for about `seconds`; 0.0 if it cannot multiply.
+
+    The matrices hold noise, since zeros cost a GPU less power and so flatter it, from a generator of their own: no
+    draw of the run changes.
+    """
+    chance = torch.Generator(device).manual_seed(0)
+    began, best = time.perf_counter(), 0.0
+    for size in SIZES:
+        try:
+            left = torch.randn(size, size, device=device, generator=chance).to(dtype)
+            right = torch.randn(size, size, device=device, generator=chance).to(dtype)
+            _timed(left, right)  # the first product of a kind sets things up
+            once = _timed(left, right)
+        except RuntimeError:  # no product in this format here, or no memory left for larger ones
+            return best
+        best = max(best, 2 * size**3 / once)
+        if once > LONG_ENOUGH or time.perf_counter() - began > seconds:
+            break
+    while time.perf_counter() - began < seconds:
+        best = max(best, 2 * size**3 / _timed(left, right))
+    return best
+
+
+def _timed(left: Tensor, right: Tensor) -> float:
+    wait: Callable[[], Any] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(
+        left.device.type, lambda: None
+    )
+    wait()
+    began = time.perf_counter()
+    torch.mm(left, right)
+    wait()
+    return max(time.perf_counter() - began, 1e-9)
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up the floating-point operations of the products inside a `with` block, forward and backward.
+
+    The formulas are those of `torch.utils.flop_counter`, and its counter is not used for two reasons: it takes
+    operations apart to find products inside, so that other kernels run than without it, and it knows no attention on
+    the CPU. Here each operation runs as it is: no result changes by a bit. It costs about a tenth of a millisecond an
+    operation. What checkpointing computes twice counts twice; a compiled model runs uncompiled while it is counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        packet = getattr(func, "overloadpacket", None)
+        name = getattr(packet, "__name__", "")
+        if name == CPU_ATTENTION:
+            self.flops += 2 * _attention_product(*args[:3])
+        elif name == f"{CPU_ATTENTION}_backward":
+            self.flops += 5 * _attention_product(*args[1:4])
+        elif packet in flop_registry:
+            self.flops += int(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+def _attention_product(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Operations of one of attention's products of (B, heads, S, head_dim): forward has two of them, backward five
+    (the scores again, and the gradients of the odds, the values, the queries and the keys)."""
+    batch, heads, length, width = query.shape
+    return 2 * batch * heads * length * key.shape[-2] * (width + value.shape[-1]) // 2
+
+
+def resident_bytes(device: torch.device | None = None) -> int:
+    """Memory in use: the most that CUDA's allocator held, else what this process holds in RAM; 0 where nobody says.
+
+    Off Linux it is the most that the process held so far. Worker processes are not counted.
+    """
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
