@@ -2,7 +2,8 @@
 
 Karras et al. 2022 (appendix F.2, after Karras et al. 2020): pictures are mirrored, turned, scaled, stretched and moved,
 and nine numbers say how. They condition the network; all zero means an untouched picture, and that is what a sampler
-asks for. Their filtered resampling is bicubic here, with the picture reflected at its borders.
+asks for. Their filtered resampling is bicubic here, with the picture reflected at its borders, and a stretch's
+strength is never negative, so that no two motions share their labels.
 
 Mirroring alone may also go untold, where a mirrored world is as good as ours: then it stays out of captions that speak
 of left or right.
@@ -89,10 +90,9 @@ def augment(
         moved = _turning(angle) @ moved
         labels[3], labels[4] = math.cos(angle) - 1, math.sin(angle)
     if is_stretched:
-        angle = (2 * direction - 1) * math.pi
-        stretch = _scaling(STRETCH ** strengths[1], STRETCH ** -strengths[1])
-        moved = _turning(angle) @ stretch @ _turning(-angle) @ moved
-        labels[5], labels[6] = float(strengths[1]) * math.cos(angle), float(strengths[1]) * math.sin(angle)
+        angle, strength = (2 * direction - 1) * math.pi, abs(float(strengths[1]))
+        moved = _turning(angle) @ _scaling(STRETCH**strength, STRETCH**-strength) @ _turning(-angle) @ moved
+        labels[5], labels[6] = strength * math.cos(angle), strength * math.sin(angle)
     if is_shifted:
         height, width = picture.shape[-2:]
         shift = np.eye(3)

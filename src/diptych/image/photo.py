@@ -63,6 +63,8 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
         ValueError: what is wrong with it, to be said after its name.
     """
     with _opened(file) as opened:
+        if opened.format == "TIFF":  # whose size Pillow gives upright
+            return opened.size
         # Not opened.getexif(): a PNG would be decoded for what may stand behind its pixels.
         is_on_its_side = Image.Image.getexif(opened).get(ORIENTATION) in (5, 6, 7, 8)
         return (opened.height, opened.width) if is_on_its_side else opened.size
