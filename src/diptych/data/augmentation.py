@@ -21,7 +21,7 @@ from torch import Tensor
 from diptych.core.spelling import unknown
 
 LABELS = 9  # mirrored, upside down, scale, turn (cos - 1, sin), stretch (cos, sin), shift (right, down)
-SCALE, STRETCH, SHIFT = 2**0.2, 2**0.2, 0.125  # strengths of appendix F.2, table 6
+SCALE, STRETCH, SHIFT = 2**0.2, 2**0.2, 0.125  # strengths of appendix F.2
 MIRRORS = ("never", "told", "untold")
 SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?|[ -]?hand(?:ed)?)?\b", re.IGNORECASE)
 
