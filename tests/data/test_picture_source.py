@@ -18,7 +18,7 @@ from diptych.data.embeddings import embeddings_of
 from diptych.data.latents import BucketLatents, LatentSource, bucket_latents, encoder_digest, latents_of
 from diptych.data.picture_source import PictureSource
 from diptych.data.pictures import PictureSet, open_pictures
-from diptych.data.trouble import Troubles
+from diptych.data.trouble import TooManyBroken, Troubles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 
@@ -214,6 +214,19 @@ def test_broken_pictures_have_no_latents_and_are_counted_again_from_the_cache(fo
     seen = [index for step in range(6) for index in source.batch(step, range(4)).indices.tolist()]
     assert set(seen) == set(range(24)) - {20}
     assert ["020.png" in trouble.where for trouble in source.troubles()] == [True]
+
+
+def test_too_many_broken_pictures_stop_the_encoding_on_the_way(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents_module, "CHUNK", 4)
+    monkeypatch.setattr(latents_module, "AT_ONCE", 4)
+    pictures = open_pictures(folder)
+    for number in range(6, 11):
+        (folder / f"{number:03d}.png").write_bytes(b"")
+    with pytest.raises(TooManyBroken, match=r"3 of 9 were broken, the last of them .*008\.png"):
+        latents_of(tiny_autoencoder(), pictures, (16, 16), torch.float32, troubles=Troubles(few=2))
+    assert not list(cache.glob("*.npy"))
 
 
 def test_the_digest_of_weights_sees_names_shapes_dtypes_and_bits() -> None:

@@ -5,6 +5,7 @@ changed encoder never meets old latents, and a decoder that is trained on finds 
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,16 +58,24 @@ def latents_of(
         indices: which of the pictures; all of them unless given.
         is_mirrored: of the mirrored pictures instead.
         troubles: counts the broken ones, whenever they were found.
+
+    Raises:
+        TooManyBroken: as `troubles` allows, as soon as it is clear.
     """
+    troubles = troubles or Troubles()
+    met = deepcopy(troubles)  # on the way; `troubles` itself is told of all, whether they are made now or were before
     indices = np.arange(len(pictures)) if indices is None else indices
     device = autoencoder.shift.device
     blank = np.zeros((size[1], size[0], 3), np.uint8)
 
     def read(index: int) -> np.ndarray | None:
         try:
-            return fit(pictures.read(index), size)
-        except (ValueError, OSError):
+            found = fit(pictures.read(index), size)
+        except (ValueError, OSError) as error:
+            met.skip(pictures.name(index), str(error))
             return None
+        met.saw()
+        return found
 
     def encode(part: Sequence[np.ndarray]) -> np.ndarray:
         values = torch.from_numpy(np.stack(part).transpose(0, 3, 1, 2).copy()).to(device).float() / 127.5 - 1
@@ -87,8 +96,7 @@ def latents_of(
         [pictures.key, size, is_mirrored, indices.astype(np.int64).tobytes(), encoder_digest(autoencoder), compute]
     )
     latents = Latents(*stored_arrays(f"latents-{name}", ("values", "whole"), len(indices), CHUNK, make))
-    if troubles is not None:
-        _tell(pictures, indices, latents, troubles)
+    _tell(pictures, indices, latents, troubles)
     return latents
 
 
@@ -127,9 +135,11 @@ def bucket_latents(
         TooManyBroken: as `troubles` allows.
     """
     pairs = list(zip(buckets.sizes, buckets.members, strict=True))
+    troubles = troubles or Troubles()
+    again = deepcopy(troubles)  # the same broken ones are not counted twice
     plain = [latents_of(autoencoder, pictures, s, compute, indices=i, troubles=troubles) for s, i in pairs]
     mirrored = [
-        latents_of(autoencoder, pictures, s, compute, indices=i, is_mirrored=True)
+        latents_of(autoencoder, pictures, s, compute, indices=i, is_mirrored=True, troubles=again)
         for s, i in (pairs if has_mirrored else [])
     ]
     return BucketLatents(tuple(plain), tuple(mirrored))
