@@ -4,6 +4,7 @@ Past `SHARD_BYTES` the weights lie in `model-00001-of-0000N.safetensors` with `m
 them, the layout that the field's other tools read and write.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -152,3 +153,16 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str |
         missing.discard(name)
     if missing:
         raise ValueError(f"'{source}' does not fit its config.json: it lacks '{prefix}{min(missing)}'")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """32 hexadecimal digits that change when a name, a dtype, a shape or a bit of a weight does.
+
+    The order of the tensors, the device they are on and how they lie in memory change nothing.
+    """
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()[:32]

@@ -78,18 +78,25 @@ class TextEncoder(nn.Module):
         return context
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: list[str], length: int, *, cuts: bool = False
+) -> tuple[Tensor, Tensor]:
     """Token ids and mask of prompts, each (B, length), padded with the end token; prompts are read in lower case.
 
     An empty prompt is begin and end alone: what caption dropout trains, and what guidance moves away from.
 
+    Args:
+        cuts: keep the first tokens of a prompt that has too many, as for captions that nobody wrote for this encoder.
+
     Raises:
-        ValueError: a prompt with too many tokens.
+        ValueError: a prompt with too many tokens that is not to be cut.
     """
     tokens = torch.full((len(prompts), length), tokenizer.end, dtype=torch.long)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         ids = [tokenizer.begin, *tokenizer.encode(prompt.strip().lower()), tokenizer.end]
+        if cuts and len(ids) > length:
+            ids = [*ids[: length - 1], tokenizer.end]
         if len(ids) > length:
             raise ValueError(f"the prompt is too long: {len(ids) - 2} tokens, at most {length - 2}: '{prompt[:40]}...'")
         tokens[row, : len(ids)] = torch.tensor(ids)

@@ -1,8 +1,10 @@
 """Pictures in and out: files checked at the door, PIL to tensors in -1..1 and back."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from diptych.core.files import atomic_file, output_path
 
-LARGEST_PIXELS = 100_000_000
+LARGEST_PIXELS = 89_478_485  # Pillow's own bound: a small file that unfolds to more is a trap
+ORIENTATION = 0x0112  # of EXIF; 5 to 8 lie on their side
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -23,20 +26,66 @@ def open_picture(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no picture at '{path}'")
+    with path.open("rb") as file:
+        try:
+            return decode_picture(file)
+        except ValueError as error:
+            raise ValueError(f"'{path}' {error}") from error
+
+
+def decode_picture(file: BinaryIO) -> Image.Image:
+    """An RGB picture from an open file: turned as its camera says, on white where it is transparent, 16 bits of grey
+    scaled to 8, the first picture of an animation.
+
+    Raises:
+        ValueError: what is wrong with it, to be said after its name.
+    """
+    with _opened(file) as opened:
+        opened.load()
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode.startswith("I"):  # convert() would cut off at 255
+            values = np.asarray(upright)
+            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+                raise ValueError("its grey values are neither of 8 nor of 16 bits")
+            return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+        if upright.mode == "F":
+            raise ValueError("its grey values are fractions of no known range")
+        if upright.has_transparency_data:
+            clear = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        return upright.convert("RGB")
+
+
+def picture_size(file: BinaryIO) -> tuple[int, int]:
+    """(width, height) of the upright picture in an open file, from its head alone.
+
+    Raises:
+        ValueError: what is wrong with it, to be said after its name.
+    """
+    with _opened(file) as opened:
+        if opened.format == "TIFF":  # whose size Pillow gives upright
+            return opened.size
+        # Not opened.getexif(): a PNG would be decoded for what may stand behind its pixels.
+        is_on_its_side = Image.Image.getexif(opened).get(ORIENTATION) in (5, 6, 7, 8)
+        return (opened.height, opened.width) if is_on_its_side else opened.size
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """A picture whose size is allowed; whatever a decoder raises over strangers' bytes becomes a ValueError."""
+    width = height = 0
     try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > LARGEST_PIXELS:
-                raise ValueError(
-                    f"'{path}' has {opened.width} x {opened.height} pixels; at most {LARGEST_PIXELS} are read"
-                )
-            opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                clear = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-            return upright.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"'{path}' is not a picture that can be read: {str(error).splitlines()[0]}") from error
+        with Image.open(file) as opened:
+            width, height = opened.size
+            if width * height <= LARGEST_PIXELS:
+                yield opened
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"has too many pixels; at most {LARGEST_PIXELS} are read") from error
+    except Exception as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else (str(error) or repr(error))
+        raise ValueError(f"is not a picture that can be read: {reason.splitlines()[0]}") from error
+    if width * height > LARGEST_PIXELS:
+        raise ValueError(f"has {width} x {height} pixels; at most {LARGEST_PIXELS} are read")
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

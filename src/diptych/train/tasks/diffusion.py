@@ -1,6 +1,5 @@
 """Training the denoiser and its text encoder on latents of composed scenes."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diptych.core.files import atomic_file
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import load_into, read_config
 from diptych.data import scenes
+from diptych.data.latents import latents_of
 from diptych.data.licences import SCENES
-from diptych.data.rendered import SceneData, cache_directory, render
+from diptych.data.rendered import SceneData, render
+from diptych.data.scene_pictures import scene_pictures
 from diptych.data.trouble import Trouble
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
@@ -181,7 +181,8 @@ class DiffusionTask:
             path=settings.path,
             size=self.data.size,
         )
-        self.latents = latents_of(autoencoder, rendered.pictures, rendered.key, self.compute)
+        pictures, size = scene_pictures(self.data.seed, self.data.scenes, self.data.size), self.data.size
+        self.latents: np.ndarray = latents_of(autoencoder, pictures, (size, size), self.compute).values.array.copy()
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -298,30 +299,6 @@ class DiffusionTask:
             card += earlier_stage("The stage before", self.recipe.run.init_from)
         card += earlier_stage("Its autoencoder", self.data.autoencoder)
         self.painter.save(directory, card)
-
-
-def latents_of(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute: torch.dtype) -> np.ndarray:
-    """Latents (N, C, h, w) float16 of pictures (N, 3, H, W) uint8, from the cache or encoded now.
-
-    The cache's name depends on the pictures' key and on the autoencoder's weights.
-    """
-    digest = hashlib.sha256(key.encode())
-    for tensor in autoencoder.state_dict().values():
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    path = cache_directory() / f"latents-{digest.hexdigest()[:16]}.npy"
-    if not path.is_file():
-        device = autoencoder.shift.device
-        parts = []
-        for start in range(0, len(pictures), 64):
-            part = torch.from_numpy(pictures[start : start + 64].copy()).to(device).float() / 127.5 - 1
-            with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
-                parts.append(
-                    autoencoder.encode(part.contiguous(memory_format=torch.channels_last)).half().cpu().numpy()
-                )
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate(parts), allow_pickle=False)
-    latents: np.ndarray = np.load(path, allow_pickle=False)
-    return latents
 
 
 def trained_autoencoder(directory: str) -> Autoencoder:
