@@ -55,6 +55,7 @@ def train(
         raise UsageError(f"'{folder}' is a file; name a folder for the run")
     import torch
 
+    from diptych.core.estimate import headlines
     from diptych.core.precision import choose
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
@@ -85,7 +86,7 @@ def train(
         saved = run.steps()
         kept = f"{folder} is saved at step {saved[-1]}" if saved else "no step was saved"
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    about = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+    about = ", ".join(f"{name} {figure:.4g}" for name, figure in headlines(figures).items())
     minutes = (time.perf_counter() - started) / 60
     print(f"{run.model}: {chosen.run.steps} steps, {minutes:.1f} minutes{'; validation: ' if about else ''}{about}")
 
@@ -172,13 +173,15 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
 
 def line(progress: "Progress") -> str:
     """Loss, learning rate, speed, time left and the last validation."""
+    from diptych.core.estimate import headlines
+
     parts = [
         f"loss {progress.loss:.4f}",
         f"rate {progress.learning_rate:.2e}",
         f"{progress.speed:,.0f} {progress.unit}/s",
         f"{duration(progress.seconds_left)} left",
     ]
-    parts += [f"{name} {figure:.4g}" for name, figure in list(progress.validation.items())[:2]]
+    parts += [f"{name} {figure:.4g}" for name, figure in list(headlines(progress.validation).items())[:2]]
     return "  ".join(parts)
 
 

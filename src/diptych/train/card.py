@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diptych.core.estimate import with_details
 from diptych.data.licences import source
 from diptych.train.recipe import Recipe
 from diptych.train.run import surroundings
@@ -80,10 +81,10 @@ def _sources(names: tuple[str, ...]) -> str:
 def _figures(meanings: dict[str, str], figures: dict[str, float]) -> str:
     if not figures:
         return "Nothing was held out: no figure was measured."
-    lines = ["| figure | value | what it is |", "|---|---|---|"]
-    for name, figure in figures.items():
+    lines = ["| figure | value (95 % interval, samples) | what it is |", "|---|---|---|"]
+    for name, figure in with_details(figures).items():
         meaning = next((words for start, words in meanings.items() if name.startswith(start)), "")
-        lines.append(f"| {name} | {figure:.4g} | {meaning} |")
+        lines.append(f"| {name} | {figure} | {meaning} |")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ TASKS = {
     "autoencoder": "diptych.train.tasks.autoencoder",
     "diffusion": "diptych.train.tasks.diffusion",
     "classifier": "diptych.train.tasks.classifier",
+    "contrastive": "diptych.train.tasks.contrastive",
 }
 
 

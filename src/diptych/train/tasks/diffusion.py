@@ -14,17 +14,17 @@ from diptych.core.files import atomic_file
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
 from diptych.core.tokenizer import Tokenizer
-from diptych.core.weights import load_into, read_config
 from diptych.data import scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import SceneData, cache_directory, render
-from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.image.autoencoder import Autoencoder, trained_autoencoder
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
 from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
 from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
+from diptych.image.validation import denoising_loss, latents_of
 from diptych.train.card import About, earlier_stage
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
@@ -123,7 +123,8 @@ class DiffusionTask:
             path=settings.path,
             size=self.data.size,
         )
-        self.latents = latents_of(autoencoder, rendered.pictures, rendered.key, self.compute)
+        self.latents = cached_latents(autoencoder, rendered.pictures, rendered.key, self.compute)
+        self.held_out_latents = latents_of(autoencoder, rendered.pictures[-self.data.held_out :])
 
     def _caption(self, index: int, epoch: int) -> str:
         words = generator(seed=self.data.seed, sample=index, step=epoch, stream=WORDS)
@@ -172,29 +173,11 @@ class DiffusionTask:
         return loss, {"loss_low_noise": each[:half].mean().item(), "loss_high_noise": each[half:].mean().item()}
 
     def validate(self) -> dict[str, float]:
-        """Loss on pictures that training never sees, with fixed noise and one time for each picture, evenly spread."""
-        held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
-        painter, count = self.painter, self.data.held_out
-        times = torch.linspace(painter.path.end, painter.path.start, count, device=self.device)
-        order = torch.from_numpy(generator(seed=0, stream=TIMES).permutation(count))
-        noise = normal((count, *painter.latent_shape), seed=0, stream=NOISE).to(self.device)
-        latents = torch.from_numpy(self.latents[held_out.start :]).float().to(self.device)
-        losses = []
-        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
-            for rows in torch.arange(count).split(32):
-                condition = painter.encode([self.truth[held_out[int(row)]].caption() for row in rows])
-                losses.append(
-                    noise_prediction_loss(
-                        painter.unet,
-                        painter.path,
-                        latents[rows],
-                        noise[rows],
-                        times[order[rows]],
-                        condition.context,
-                        condition.mask,
-                    )[1]
-                )
-        return {"noise_loss": torch.cat(losses).mean().item()}
+        """Loss by noise level on pictures that training never sees, in float32, with fixed noise and times."""
+        captions = [scene.caption() for scene in self.truth[-self.data.held_out :]]
+        painter = self.painter
+        condition = painter.encode(captions)
+        return denoising_loss(painter.unet, painter.path, self.held_out_latents, condition).figures("noise_loss")
 
     def sample(self, directory: Path, step: int) -> None:
         """Held-out scenes, painted from the same seeds at every time, so that sheets compare."""
@@ -227,7 +210,10 @@ class DiffusionTask:
             "animal, thing worn, place and time in twenty is held out of all of them, so that what the model makes "
             "of the unseen can be counted (`diptych evaluate`).",
             sources=SCENES,
-            figures={"noise_loss": "mean squared error of the predicted noise, evenly over times; 1 knows nothing"},
+            figures={
+                "noise_loss/level-": "the same in a tenth of the times, from nearly clean (01) to nearly static (10)",
+                "noise_loss": "mean squared error of the predicted noise, evenly over times; 1 knows nothing",
+            },
             limits=(
                 f"It knows {len(scenes.ANIMALS)} animals ({', '.join(scenes.ANIMALS)}), what they may wear "
                 f"({', '.join(scenes.WORN[1:])}), {len(scenes.PLACES)} places ({', '.join(scenes.PLACES)}) and "
@@ -246,7 +232,7 @@ class DiffusionTask:
         self.painter.save(directory, card)
 
 
-def latents_of(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute: torch.dtype) -> np.ndarray:
+def cached_latents(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute: torch.dtype) -> np.ndarray:
     """Latents (N, C, h, w) float16 of pictures (N, 3, H, W) uint8, from the cache or encoded now.
 
     The cache's name depends on the pictures' key and on the autoencoder's weights.
@@ -268,20 +254,6 @@ def latents_of(autoencoder: Autoencoder, pictures: np.ndarray, key: str, compute
             np.save(file, np.concatenate(parts), allow_pickle=False)
     latents: np.ndarray = np.load(path, allow_pickle=False)
     return latents
-
-
-def trained_autoencoder(directory: str) -> Autoencoder:
-    """The frozen autoencoder of a checkpoint, which may be a painter's."""
-    if not Path(directory).is_dir():
-        raise ValueError(
-            f"there is no autoencoder at '{directory}'; 'diptych train recipes/autoencoder.toml' makes one"
-        )
-    config = read_config(directory)
-    if not isinstance(config.get("autoencoder"), dict):
-        raise ValueError(f"'{directory}' is not a checkpoint with an autoencoder")
-    autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
-    load_into(autoencoder, directory, "autoencoder." if config.get("panel") == "image" else "")
-    return autoencoder.requires_grad_(False).eval()
 
 
 def build(recipe: Recipe) -> DiffusionTask:
