@@ -55,7 +55,7 @@ def test_a_run_leaves_metrics_samples_and_a_model_with_its_card(finished: Finish
     assert run.steps()
     assert len(list(run.samples.iterdir())) == 1  # at the end, which comes before the first interval
     files = {path.name for path in run.model.iterdir()}
-    has_words = objective in ("next-token", "diffusion")
+    has_words = objective in ("next-token", "diffusion", "contrastive")
     assert files == {"config.json", "model.safetensors", "README.md"} | ({"tokenizer.json"} if has_words else set())
 
 
@@ -126,6 +126,7 @@ def test_a_run_starts_from_the_weights_of_a_finished_model(recipe: Read, finishe
         ("diffusion", "model.unet.head_dim=32", "the unet's head_dim is 16 there, 32 here"),
         ("diffusion", "model.encoder.num_layers=2", "the encoder's num_layers is 1 there, 2 here"),
         ("classifier", "model.widths=[8, 8]", "the judge's widths is [8, 16] there, [8, 8] here"),
+        ("contrastive", "model.loss=sigmoid", "the pairing's loss is softmax there, sigmoid here"),
     ],
 )
 def test_a_model_of_another_size_is_no_start(
@@ -177,6 +178,11 @@ def test_an_unknown_objective_names_the_nearest(recipe: Read) -> None:
         ("classifier", "model.weights={ hat = 2 }", "model.weights may name animal, worn, place, time, style, not 'ha"),
         ("classifier", "data.blur=9", "data.blur must be from 0 to 3, not 9"),
         ("classifier", "model.size=15", "[model]: judge size must be a multiple of 4, not 15"),
+        ("contrastive", "model.size=18", "[model]: pairing size must be a multiple of 4, not 18"),
+        ("contrastive", "model.size=64", "data.size must be at least model.size (64), not 32"),
+        ("contrastive", "model.loss=hinge", "model.loss must be one of softmax, sigmoid, not 'hinge'"),
+        ("contrastive", "model.encoder.widht=8", "unknown key 'widht' in [model.encoder]; did you mean 'width'?"),
+        ("contrastive", "run.batch=1", "run.batch must be at least 2: a pair is told from the others of its batch"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_built_says_why_in_one_line(

@@ -49,7 +49,7 @@ def folder_pictures(folder: str | Path, size: int, troubles: Troubles) -> Captio
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS):
         beside = path.with_suffix(".txt")
         try:
-            caption = beside.read_text(encoding="utf-8").strip().partition("\n")[0] if beside.is_file() else ""
+            caption = beside.read_text(encoding="utf-8").strip().partition("\n")[0].strip() if beside.is_file() else ""
             found.append(ImageOps.fit(open_picture(path), (size, size), Image.Resampling.LANCZOS))
         except ValueError as error:
             troubles.skip(path.name, str(error))
