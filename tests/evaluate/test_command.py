@@ -143,6 +143,7 @@ def test_a_pairing_on_a_folder(pairing: str, photos: Path, capsys: pytest.Captur
         ("autoencoder", ["--on", "tinystories"], 2, "'tinystories'; use --on scenes or a folder of pictures"),
         ("autoencoder", ["--on", "scenes", "--sheet", "a.png"], 2, "autoencoder' does not paint"),
         ("autoencoder", ["--on", "scenes", "--dtype", "bfloat16"], 2, "is measured in float32 alone"),
+        ("autoencoder", ["--on", ".", "--device", "abacus"], 2, "device 'abacus' is not on this machine"),
         ("pairing", ["--on", "nowhere"], 2, "'nowhere'; use --on scenes or a folder of pictures"),
         ("judge", ["--on", "."], 2, "cannot be evaluated on '.'; use --on scenes"),
         ("stranger", ["--on", "scenes"], 1, "names none of text, image, judge, autoencoder, pairing"),

@@ -111,8 +111,11 @@ def _judge(directory: Path) -> Result:
 
 
 def _pictures(model: str, directory: Path, kind: str, on: str, device: str | None, dtype: str) -> Result:
+    from diptych.core.precision import choose
     from diptych.evaluate.pictures import evaluate_autoencoder, evaluate_painter, evaluate_pairing
 
+    with frame.settings():
+        choose(device, dtype)
     if kind == "image":
         with _progress("measuring"):
             report = evaluate_painter(frame.image_model(model, device, dtype), on)
@@ -146,13 +149,15 @@ def _scenes(
             figures = evaluate_painter(measured, SCENES)
     except ValueError as error:
         card = card_accuracy()
-        facts |= {"judge": {"measured": False, **card}, "held_out": None}
+        facts |= {"judge": {"measured": False, **card}, "noise_loss": None, "autoencoder": None}
         lines.append(
             f"The judge itself and the denoising loss could not be measured here: {error}. The judge's card says "
             f"{100 * card['mean']:.1f} % right on {card['pictures']} fresh real scenes."
         )
     else:
-        facts |= {"judge": {"measured": True, **accuracy.to_dict()}, "held_out": figures.to_dict()}
+        found = figures.to_dict()
+        facts |= {"judge": {"measured": True, **accuracy.to_dict()}, "dtype": found["dtype"]}
+        facts |= {"noise_loss": found["noise_loss"], "autoencoder": found["autoencoder"]}
         lines.append(f"The judge itself, on {accuracy.num_pictures} fresh real scenes, is right in {accuracy.mean}.")
         lines += _measured(figures)
     if sheet:

@@ -74,8 +74,9 @@ def denoising_loss(
     """
     count = len(clean)
     each = next(one for one in (1, 2, 5, LEVELS) if count * one >= PREDICTIONS or one == LEVELS)
-    plan = [(k, (k + turn * LEVELS // each) % LEVELS) for k in range(count) for turn in range(each)]
-    losses = np.full((count, LEVELS), np.nan)
+    levels_of = (np.arange(count)[:, None] + np.arange(each) * (LEVELS // each)) % LEVELS  # (count, each)
+    plan = [(k, int(level)) for k, row in enumerate(levels_of) for level in row]
+    found: list[float] = []
     for start in range(0, len(plan), batch):
         rows = plan[start : start + batch]
         places = torch.tensor([k for k, _ in rows])
@@ -84,7 +85,7 @@ def denoising_loss(
         )
         within = [generator(seed=seed, sample=k, step=level, stream=TIMES).random() for k, level in rows]
         times = [_time(path, level + part) for (_, level), part in zip(rows, within, strict=True)]
-        _, found = noise_prediction_loss(
+        _, of_rows = noise_prediction_loss(
             network,
             path,
             clean[places],
@@ -93,9 +94,9 @@ def denoising_loss(
             condition.context[places],
             condition.mask[places],
         )
-        for (k, level), loss in zip(rows, found.tolist(), strict=True):
-            losses[k, level] = loss
-    by_level = [losses[~np.isnan(losses[:, level]), level] for level in range(LEVELS)]
+        found += of_rows.tolist()
+    losses = np.array(found).reshape(count, each)
+    by_level = [losses[levels_of == level] for level in range(LEVELS)]
     edges = [path.node(_time(path, edge)).log_snr for edge in range(LEVELS + 1)]
     levels = [Level((edges[k], edges[k + 1]), mean(part)) for k, part in enumerate(by_level)]
     return DenoisingLoss(_overall(losses, LEVELS // each), levels)
@@ -106,12 +107,12 @@ def _time(path: Path, level: float) -> float:
 
 
 def _overall(losses: np.ndarray, groups: int) -> Estimate:
-    """The mean over levels of (pictures, levels), NaN where nothing was predicted.
+    """The mean over levels of what was measured at some levels of each picture: (pictures, levels of each).
 
-    Picture k was measured at the levels of group k % groups: a stratified sample of pictures (Cochran 1977, eq. 5.13),
-    each of which brings the mean of its levels, so that levels of one picture do not count as independent.
+    Picture k belongs to group k % groups, whose levels are its own: a stratified sample of pictures (Cochran 1977,
+    eq. 5.13), each of which brings the mean of its levels, so that levels of one picture do not count as independent.
     """
-    each = np.nanmean(losses, axis=1)
+    each = losses.mean(1)
     strata = [each[group::groups] for group in range(groups)]
     variances = [part.var(ddof=1) / len(part) if len(part) > 1 else math.inf for part in strata]
     error = math.sqrt(sum(variances)) / len(strata)
