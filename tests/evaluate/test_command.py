@@ -1,14 +1,21 @@
 """`diptych evaluate`: the right figures for the right model, one clear line for every wrong pair."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.cli import main
 from diptych.core import weights
 from diptych.core.tokenizer import Tokenizer
+from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.image.encoders import EncoderConfig
+from diptych.image.pairing import Pairing, PairingConfig, PairingModel
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 
@@ -43,6 +50,82 @@ def test_a_text_model_on_a_file(writer: str, tmp_path: Path, capsys: pytest.Capt
     assert said.startswith(f"tiny on story.txt: {facts['bits_per_byte']:.3f} bits per byte")
 
 
+@pytest.fixture
+def stranger(tmp_path: Path) -> str:
+    weights.save(tmp_path / "stranger", {"kind": "sculptor"}, {"a": torch.zeros(1)})
+    return str(tmp_path / "stranger")
+
+
+@pytest.fixture
+def autoencoder(tmp_path: Path) -> str:
+    torch.manual_seed(4)
+    network = Autoencoder(AutoencoderConfig(latent_channels=4, widths=(8, 16), decoder_blocks=1))
+    config = {"kind": "autoencoder", "name": "tiny", "size": 32, "autoencoder": network.config.to_dict()}
+    weights.save(tmp_path / "autoencoder", config, network.state_dict())
+    return str(tmp_path / "autoencoder")
+
+
+@pytest.fixture
+def pairing(tmp_path: Path) -> str:
+    torch.manual_seed(4)
+    tokenizer = Tokenizer.train([STORY], 280)
+    encoder = EncoderConfig(tokenizer.size, width=16, num_layers=1, num_heads=2, length=32)
+    config = PairingConfig(dimensions=8, size=16, widths=(8, 16), encoder=encoder)
+    PairingModel("tiny", Pairing(config), tokenizer).save(tmp_path / "pairing")
+    return str(tmp_path / "pairing")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four pictures of other sizes than the models', three of them readable, with captions."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, size in (("cat", (40, 40)), ("sea", (64, 36)), ("sun", (33, 50))):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name}\n")
+    (folder / "torn.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, Any], str]:
+    """The facts and the words of one evaluation, which a second one repeats to the last digit."""
+    outputs = []
+    for options in (["--json"], ["--json"], []):
+        assert main(["evaluate", *words, *options]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    return json.loads(outputs[0]), outputs[2]
+
+
+def test_a_painter_on_a_folder(tiny_brush: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts, said = evaluated(capsys, str(tiny_brush), "--on", str(photos))
+    assert (facts["model"], facts["pictures"], facts["dtype"]) == ("tiny-brush", 3, "float32")
+    assert [level["count"] for level in facts["noise_loss"]["levels"]] == [3] * 10
+    low, high = facts["noise_loss"]["interval"]
+    assert low < facts["noise_loss"]["value"] < high
+    assert facts["autoencoder"]["ssim"]["count"] == 3
+    assert f"all noise levels            {facts['noise_loss']['value']:.4f} (95 % interval " in said
+    assert re.search(r"skipped 1 of 4: \S*torn\.jpg: ", said)
+    assert "PSNR in dB" in said
+
+
+def test_an_autoencoder_on_a_folder(autoencoder: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts, said = evaluated(capsys, autoencoder, "--on", str(photos))
+    assert facts["autoencoder"].keys() == {"psnr_db", "ssim", "absolute_error"}
+    assert f"SSIM of luminance    {facts['autoencoder']['ssim']['value']:.4f} (95 % interval " in said
+    assert "noise_loss" not in facts
+
+
+def test_a_pairing_on_a_folder(pairing: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts, said = evaluated(capsys, pairing, "--on", str(photos))
+    assert facts["pairing"]["picture_to_caption"]["asked"] == 3
+    assert "by chance 1 of 3" in said
+    (photos / "cat.txt").unlink()
+    assert main(["evaluate", pairing, "--on", str(photos)]) == 1
+    assert "has pictures without a caption" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "options", "status", "message"),
     [
@@ -57,6 +140,14 @@ def test_a_text_model_on_a_file(writer: str, tmp_path: Path, capsys: pytest.Capt
         ("painter", ["--on", "scenes", "--seed", "-1"], 2, "seed must be"),
         ("painter", ["--on", "scenes", "--sheet", "no/such/a.png"], 2, "'no/such' does not exist"),
         ("painter", ["--on", "scenes", "--sheet", "a.gif"], 2, "must end in .png"),
+        ("painter", ["--on", ".", "--sheet", "a.png"], 2, "nothing is painted of '.'; use --on scenes"),
+        ("autoencoder", ["--on", "tinystories"], 2, "'tinystories'; use --on scenes or a folder of pictures"),
+        ("autoencoder", ["--on", "scenes", "--sheet", "a.png"], 2, "autoencoder' does not paint"),
+        ("autoencoder", ["--on", "scenes", "--dtype", "bfloat16"], 2, "is measured in float32 alone"),
+        ("autoencoder", ["--on", ".", "--device", "abacus"], 2, "device 'abacus' is not on this machine"),
+        ("pairing", ["--on", "nowhere"], 2, "'nowhere'; use --on scenes or a folder of pictures"),
+        ("judge", ["--on", "."], 2, "cannot be evaluated on '.'; use --on scenes"),
+        ("stranger", ["--on", "scenes"], 1, "names none of text, image, judge, autoencoder, pairing"),
         ("brusch", ["--on", "scenes"], 1, "unknown model 'brusch'"),
         ("writer", [], 2, "'--on'"),
     ],
@@ -69,7 +160,7 @@ def test_what_is_wrong_is_said_in_one_line(
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    name = request.getfixturevalue(model) if model in ("writer", "painter") else model
+    name = model if model in ("judge", "brusch") else request.getfixturevalue(model)
     assert main(["evaluate", name, *options]) == status
     output = capsys.readouterr()
     assert message in output.err

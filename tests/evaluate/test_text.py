@@ -37,7 +37,7 @@ def test_bits_per_byte_are_the_log_probabilities_over_the_bytes(model: TextModel
     ids = [[tokenizer.begin, *tokenizer.encode(text), tokenizer.end] for text in documents]
     bits = -sum(float(model.score(tokens).sum()) for tokens in ids) / math.log(2)
     assert report.score.value == pytest.approx(bits / sum(len(text.encode()) for text in documents), rel=1e-5)
-    assert report.score.num_documents == report.num_available == 2
+    assert report.score.count == report.num_available == 2
     assert not report.held_out
     assert report.on == "stories.txt"
 

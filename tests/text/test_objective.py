@@ -66,9 +66,9 @@ def test_a_model_that_knows_nothing_needs_log_v_bits_a_token(tokenizer, config):
     tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
     expected = math.log2(config.vocab_size) * tokens / sum(len(text.encode()) for text in texts)
     assert judged.value == pytest.approx(expected, rel=1e-6)
-    assert judged.num_documents == 3
+    assert judged.count == 3
     assert judged.interval[0] < judged.value < judged.interval[1]
-    assert bits_per_byte(decoder, tokenizer, texts, context=32, max_documents=1).num_documents == 1
+    assert bits_per_byte(decoder, tokenizer, texts, context=32, max_documents=1).count == 1
 
 
 @torch.no_grad()

@@ -81,6 +81,30 @@ held_out = 8
 size = 32
 """
 
+RECIPES["contrastive"] = """
+[run]
+objective = "contrastive"
+steps = 3
+batch = 4
+average = 0.5
+
+[model]
+dimensions = 16
+size = 16
+widths = [8, 16]
+
+[model.encoder]
+width = 32
+num_layers = 1
+num_heads = 2
+
+[data]
+scenes = 24
+held_out = 8
+size = 32
+vocab_size = 300
+"""
+
 RECIPES["next-token"] = """
 [run]
 objective = "next-token"

@@ -37,6 +37,7 @@ class Lines:
     """
 
     unit = "points"
+    is_splittable = True
     remarks = ()
 
     def __init__(self, recipe: Recipe, *, dropout: float = 0.2, is_channels_last: bool = False) -> None:
@@ -179,7 +180,7 @@ def test_it_learns(folder: Path) -> None:
     losses = [line["loss"] for line in metrics(run) if "loss" in line]
     assert losses[-1] < 0.05 * losses[0]
     assert json.loads((run.path / "recipe.json").read_text())["recipe"]["run"]["steps"] == 120
-    assert sorted(path.name for path in run.samples.iterdir())[:2] == ["step-10.txt", "step-100.txt"]
+    assert sorted(path.name for path in run.samples.glob("step-*"))[:2] == ["step-10.txt", "step-100.txt"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

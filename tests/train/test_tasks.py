@@ -47,9 +47,9 @@ def test_a_run_leaves_metrics_samples_and_a_model_with_its_card(finished: Finish
     assert all(np.isfinite(value) for value in figures.values())
     assert any(name.startswith("validation/") for name in figures)
     assert run.steps()
-    assert len(list(run.samples.iterdir())) == 1  # at the end, which comes before the first interval
+    assert len(list(run.samples.glob("step-*"))) == 1  # at the end, which comes before the first interval
     files = {path.name for path in run.model.iterdir()}
-    has_words = objective in ("next-token", "diffusion")
+    has_words = objective in ("next-token", "diffusion", "contrastive")
     assert files == {"config.json", "model.safetensors", "README.md"} | ({"tokenizer.json"} if has_words else set())
 
 
@@ -108,7 +108,7 @@ def test_validation_and_samples_are_the_same_for_the_same_weights(recipe: Read, 
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()
             task.sample(tmp_path / folder, 3)
-    (first,), (second,) = ((tmp_path / folder).iterdir() for folder in ("a", "b"))
+    (first,), (second,) = ((tmp_path / folder).glob("step-*") for folder in ("a", "b"))
     assert first.stem == "step-00000003"
     assert first.read_bytes() == second.read_bytes()
 
@@ -135,6 +135,7 @@ def test_a_run_starts_from_the_weights_of_a_finished_model(recipe: Read, finishe
         ("diffusion", "model.unet.head_dim=32", "the unet's head_dim is 16 there, 32 here"),
         ("diffusion", "model.encoder.num_layers=2", "the encoder's num_layers is 1 there, 2 here"),
         ("classifier", "model.widths=[8, 8]", "the judge's widths is [8, 16] there, [8, 8] here"),
+        ("contrastive", "model.loss=sigmoid", "the pairing's loss is softmax there, sigmoid here"),
     ],
 )
 def test_a_model_of_another_size_is_no_start(
@@ -186,6 +187,11 @@ def test_an_unknown_objective_names_the_nearest(recipe: Read) -> None:
         ("classifier", "model.weights={ hat = 2 }", "model.weights may name animal, worn, place, time, style, not 'ha"),
         ("classifier", "data.blur=9", "data.blur must be from 0 to 3, not 9"),
         ("classifier", "model.size=15", "[model]: judge size must be a multiple of 4, not 15"),
+        ("contrastive", "model.size=18", "[model]: pairing size must be a multiple of 4, not 18"),
+        ("contrastive", "model.size=64", "data.size must be at least model.size (64), not 32"),
+        ("contrastive", "model.loss=hinge", "model.loss must be one of softmax, sigmoid, not 'hinge'"),
+        ("contrastive", "model.encoder.widht=8", "unknown key 'widht' in [model.encoder]; did you mean 'width'?"),
+        ("contrastive", "run.batch=1", "run.batch must be at least 2: a pair is told from the others of its batch"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_built_says_why_in_one_line(
@@ -289,7 +295,7 @@ def test_captions_are_left_out_at_the_rate_asked_for(recipe: Read) -> None:
 def test_each_epoch_shows_every_training_scene_once(recipe: Read) -> None:
     task = build(recipe("diffusion"))
     assert isinstance(task, DiffusionTask)
-    latents = torch.from_numpy(task.latents).float()
+    latents = torch.from_numpy(task.latents.plain[0].values.array.copy()).float()
     for epoch in range(2):
         seen = torch.cat([task.source.batch(step, range(4)).latents for step in range(4 * epoch, 4 * epoch + 4)])
         found = [int((latents - one).abs().flatten(1).sum(1).argmin()) for one in seen]
@@ -335,7 +341,7 @@ def test_scenes_are_drawn_once(world: Path, monkeypatch: pytest.MonkeyPatch, tmp
 def test_every_corpus_and_every_sprite_has_a_licence() -> None:
     assert CORPORA.keys() | set(licences.SCENES) == licences.SOURCES.keys()
     assert all(source.title and source.licence for source in licences.SOURCES.values())
-    assert licences.source("/srv/me/tales.txt").title == "texts of the recipe's author, `tales.txt`"
+    assert licences.source("/srv/me/tales.txt").title == "data of the recipe's author, `tales.txt`"
     assert licences.source("hf:owner/name:small").home == "https://huggingface.co/datasets/owner/name"
 
 

@@ -11,20 +11,25 @@ import typer
 from diptych.cli import UsageError, frame
 
 if TYPE_CHECKING:
+    from diptych.core.share import Share
+    from diptych.evaluate.pictures import PictureReport
     from diptych.evaluate.scenes import SceneReport
-    from diptych.evaluate.share import Share
-    from diptych.image.model import ImageModel, NoiseLoss
+    from diptych.image.model import ImageModel
     from diptych.text.model import TextModel
 
 app = frame.application()
 SCENES = "scenes"
+KINDS = ("text", "image", "judge", "autoencoder", "pairing")  # panels, and parts of a panel
+MEASURED = "float32"  # figures are measured in this unless asked for otherwise
 CORPORA = "tinystories, african_storybook_en, fairytaleqa, chilit, tinyshakespeare"
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model (brush, quill, judge) or a checkpoint directory.")],
-    on: Annotated[str, typer.Option(help=f"'{SCENES}', for models that paint; a corpus ({CORPORA}) or a .txt file.")],
+    on: Annotated[
+        str, typer.Option(help=f"'{SCENES}' or a folder of pictures; for text a corpus ({CORPORA}) or a .txt file.")
+    ],
     seed: Annotated[int, typer.Option(help="Of the first prompt's pictures; the next prompts count up.")] = 1,
     steps: Annotated[int, typer.Option(help="Steps for each picture.")] = 30,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
@@ -32,34 +37,56 @@ def evaluate(
     sheet: Annotated[Path | None, typer.Option(help="Put all that was painted on this PNG, misses in red.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
     device: frame.Device = None,
-    dtype: frame.Dtype = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, ... [painting: the fastest here; measuring: float32]")
+    ] = None,
 ) -> None:
-    """Measure a model: what it paints of held-out scenes, or how well it foresees text that it did not learn."""
+    """Measure a model on data that it did not learn from: bits per byte of text; pictures of held-out scenes and the
+    denoising loss; what an autoencoder keeps; which caption belongs to which picture."""
     from diptych.models import find
 
     directory, config = find(model)
-    panel = config.get("panel")
-    if panel in ("image", "judge") and on != SCENES:
-        raise UsageError(f"'{model}' does not write, so it cannot be evaluated on '{on}'; use --on {SCENES}")
-    if panel == "text" and on == SCENES:
-        raise UsageError(f"'{model}' writes text, it does not paint; evaluate it --on a .txt file or one of {CORPORA}")
-    if sheet and panel != "image":
-        raise UsageError(f"--sheet shows what was painted, and '{model}' does not paint")
+    kind = str(config.get("panel") or config.get("kind"))
+    _check(model, kind, on, sheet, dtype)
     sheet = frame.output(sheet, ".png")
-    if panel == "judge":
+    if kind == "text":
+        facts, words = _text(frame.text_model(model, device, dtype or MEASURED), on, documents)
+    elif kind == "judge":
         facts, words = _judge(directory)
-    elif panel == "image":
+    elif kind == "image" and on == SCENES:
         from diptych.image.runner import ImageRequest
 
         with frame.settings():
             ImageRequest("any", steps=steps, guidance_scale=guidance, seed=seed)
-        facts, words = _scenes(frame.image_model(model, device, dtype), seed, steps, guidance, sheet)
+        painter = frame.image_model(model, device, dtype)
+        measured = frame.image_model(model, device, dtype or MEASURED)
+        facts, words = _scenes(painter, measured, seed, steps, guidance, sheet)
     else:
-        facts, words = _text(frame.text_model(model, device, dtype), on, documents)
+        facts, words = _pictures(model, directory, kind, on, device, dtype or MEASURED)
     if json:
         frame.json_line(facts)
     else:
         print(words)
+
+
+def _check(model: str, kind: str, on: str, sheet: Path | None, dtype: str | None) -> None:
+    """Refuse what does not go together, before anything is loaded."""
+    if kind not in KINDS:
+        raise ValueError(f"'{model}' cannot be evaluated: its config.json names none of {', '.join(KINDS)}")
+    if kind == "text" and on == SCENES:
+        raise UsageError(f"'{model}' writes text, it does not paint; evaluate it --on a .txt file or one of {CORPORA}")
+    if kind == "judge" and on != SCENES:
+        raise UsageError(f"'{model}' does not write, so it cannot be evaluated on '{on}'; use --on {SCENES}")
+    if kind != "text" and on != SCENES and not Path(on).is_dir():
+        raise UsageError(
+            f"'{model}' does not write, so it cannot be evaluated on '{on}'; use --on {SCENES} or a folder of pictures"
+        )
+    if sheet and kind != "image":
+        raise UsageError(f"--sheet shows what was painted, and '{model}' does not paint")
+    if sheet and on != SCENES:
+        raise UsageError(f"--sheet shows what was painted, and nothing is painted of '{on}'; use --on {SCENES}")
+    if dtype not in (None, MEASURED) and kind not in ("text", "image"):
+        raise UsageError(f"'{model}' is measured in {MEASURED} alone; --dtype is for models that write or paint")
 
 
 Result = tuple[dict[str, Any], str]  # for a program, for a reader
@@ -69,11 +96,9 @@ def _text(model: "TextModel", on: str, documents: int) -> Result:
     from diptych.evaluate.text import evaluate_text
 
     report = evaluate_text(model, on, max_documents=documents)
-    score = report.score
-    spread = "95 % interval {:.3f} to {:.3f}, ".format(*score.interval) if score.num_documents > 1 else ""
     kind = "held-out documents" if report.held_out else "documents"
-    many = f"{score.num_documents} of {report.num_available} {kind}"
-    return report.to_dict(), f"{report.model} on {report.on}: {score.value:.3f} bits per byte ({spread}{many})"
+    said = report.score.told(3, f"of {report.num_available} {kind}").replace(" (", " bits per byte (", 1)
+    return report.to_dict(), f"{report.model} on {report.on}: {said}"
 
 
 def _judge(directory: Path) -> Result:
@@ -85,35 +110,85 @@ def _judge(directory: Path) -> Result:
     return accuracy.to_dict(), "\n".join(lines)
 
 
-def _scenes(model: "ImageModel", seed: int, steps: int, guidance: float, sheet: Path | None) -> Result:
+def _pictures(model: str, directory: Path, kind: str, on: str, device: str | None, dtype: str) -> Result:
+    from diptych.core.precision import choose
+    from diptych.evaluate.pictures import evaluate_autoencoder, evaluate_painter, evaluate_pairing
+
+    with frame.settings():
+        choose(device, dtype)
+    if kind == "image":
+        with _progress("measuring"):
+            report = evaluate_painter(frame.image_model(model, device, dtype), on)
+    elif kind == "autoencoder":
+        with _progress("measuring"):
+            report = evaluate_autoencoder(directory, on, device=device)
+    else:
+        from diptych.image.pairing import PairingModel
+
+        report = evaluate_pairing(PairingModel.load(directory, device=device), on)
+    return report.to_dict(), "\n".join(_measured(report))
+
+
+def _scenes(
+    painter: "ImageModel", measured: "ImageModel", seed: int, steps: int, guidance: float, sheet: Path | None
+) -> Result:
+    """`painter` and `measured` are the same weights, in the dtype for painting and in the one for figures."""
     from diptych.evaluate.judge import card_accuracy, measure_judge, open_judge
-    from diptych.evaluate.scenes import evaluate_scenes, held_out_noise_loss, save_sheet
+    from diptych.evaluate.pictures import evaluate_painter
+    from diptych.evaluate.scenes import evaluate_scenes, save_sheet
 
     judge = open_judge()
     with _progress("painting") as watch:
-        report = evaluate_scenes(model, judge, seed=seed, steps=steps, guidance_scale=guidance, watch=watch)
+        report = evaluate_scenes(painter, judge, seed=seed, steps=steps, guidance_scale=guidance, watch=watch)
     if sheet:
         save_sheet(report, sheet)
     facts, lines = report.to_dict(), [_summary(report)]
     try:
-        accuracy = measure_judge(judge)
-        losses = held_out_noise_loss(model)
+        with _progress("measuring"):
+            accuracy = measure_judge(judge)
+            figures = evaluate_painter(measured, SCENES)
     except ValueError as error:
         card = card_accuracy()
-        facts["judge"], facts["noise_loss"] = {"measured": False, **card}, None
+        facts |= {"judge": {"measured": False, **card}, "noise_loss": None, "autoencoder": None}
         lines.append(
             f"The judge itself and the denoising loss could not be measured here: {error}. The judge's card says "
             f"{100 * card['mean']:.1f} % right on {card['pictures']} fresh real scenes."
         )
     else:
-        facts["judge"] = {"measured": True, **accuracy.to_dict()}
-        facts["noise_loss"] = [loss._asdict() for loss in losses]
+        found = figures.to_dict()
+        facts |= {"judge": {"measured": True, **accuracy.to_dict()}, "dtype": found["dtype"]}
+        facts |= {"noise_loss": found["noise_loss"], "autoencoder": found["autoencoder"]}
         lines.append(f"The judge itself, on {accuracy.num_pictures} fresh real scenes, is right in {accuracy.mean}.")
-        lines += _losses(losses)
+        lines += _measured(figures)
     if sheet:
         facts["sheet"] = str(sheet)
         lines.append(f"{sheet}: all {len(report.painted)} pictures, with what was missed")
     return facts, "\n".join(lines)
+
+
+def _measured(report: "PictureReport") -> list[str]:
+    """What was measured on pictures, each figure with its interval and its number of samples."""
+    where = "held-out scenes" if report.on == SCENES else f"pictures of {report.on}"
+    lines = [f"{report.model} on {report.num_pictures} {where}, in {report.dtype}."]
+    if report.loss:
+        lines.append("Denoising loss (mean squared error of the predicted noise; 1 is no idea):")
+        lines.append(f"  {'all noise levels':<26}  {report.loss.overall.told(4, 'pictures')}")
+        for level in report.loss.levels:
+            noise = "log SNR {:6.2f} to {:6.2f}".format(*level.log_snr)
+            lines.append(f"  {noise:<26}  {level.loss.told(4, 'predictions')}")
+    if kept := report.fidelity:
+        lines += [
+            "Autoencoder (pictures written down and read back):",
+            f"  PSNR in dB           {kept.psnr_db.told(2, 'pictures')}",
+            f"  SSIM of luminance    {kept.ssim.told(4, 'pictures')}",
+        ]
+    if found := report.matching:
+        lines.append(f"The first choice is right (by chance 1 of {report.num_pictures}):")
+        lines += _table({"its caption": found.to_caption, "its picture": found.to_picture})
+        if found.by_attribute:
+            lines.append("Told apart by captions alone, without having been trained to:")
+            lines += _table(found.by_attribute)
+    return [*lines, *([report.skipped] if report.skipped else [])]
 
 
 def _summary(report: "SceneReport") -> str:
@@ -131,12 +206,6 @@ def _summary(report: "SceneReport") -> str:
 def _table(shares: "dict[str, Share]") -> list[str]:
     width = max(map(len, shares))
     return [f"  {name:<{width}}  {share}" for name, share in shares.items()]
-
-
-def _losses(losses: "list[NoiseLoss]") -> list[str]:
-    head = "Denoising loss on held-out scenes (mean squared error of the predicted noise; 1 is no idea):"
-    rows = [f"  log SNR {loss.log_snr:6.2f}   {loss.loss:.4f} ± {loss.standard_error:.4f}" for loss in losses]
-    return [head, *rows]
 
 
 @contextmanager

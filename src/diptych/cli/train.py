@@ -57,18 +57,23 @@ def train(
         raise UsageError(f"'{folder}' is a file; name a folder for the run")
     import torch
 
+    from diptych.core.estimate import headlines
     from diptych.core.precision import choose
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
+    from diptych.train.meter import Meter
     from diptych.train.ranks import Ranks
     from diptych.train.run import RunDirectory
+    from diptych.train.tensorboard import require_tensorboard
 
     with frame.settings():
-        device, _ = choose(None, dtype)
+        device, compute = choose(None, dtype)
         ranks = Ranks.join(chosen.parallel, device)
     is_first = ranks.is_first
     if threads:
         torch.set_num_threads(threads)
+    if chosen.run.tensorboard:
+        require_tensorboard()
     task = _build(chosen)
     if fresh and is_first:
         _move_aside(folder)
@@ -85,7 +90,8 @@ def train(
     started = time.perf_counter()
     try:
         with _watching(is_first) as watch:
-            figures = run_loop(chosen, task, run, watch, dtype=dtype, ranks=ranks)
+            meter = Meter(device, compute) if is_first else None
+            figures = run_loop(chosen, task, run, watch, dtype=dtype, ranks=ranks, meter=meter)
     except Interrupted as stopped:
         raise KeyboardInterrupt(
             f"interrupted; {folder} is saved at step {stopped.step}, and the same command goes on from there"
@@ -98,7 +104,7 @@ def train(
         ranks.leave()
     if not is_first:
         return
-    about = ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+    about = ", ".join(f"{name} {figure:.4g}" for name, figure in headlines(figures).items())
     minutes = (time.perf_counter() - started) / 60
     print(f"{run.model}: {chosen.run.steps} steps, {minutes:.1f} minutes{'; validation: ' if about else ''}{about}")
 
@@ -218,7 +224,10 @@ def line(progress: "Progress", width: int = PIPE) -> str:
 
 
 def validation(progress: "Progress") -> str:
-    return "validation: " + ", ".join(f"{name} {figure:.4g}" for name, figure in progress.validation.items())
+    from diptych.core.estimate import headlines
+
+    figures = headlines(progress.validation)
+    return "validation: " + ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
 
 
 def _speed(value: float) -> str:

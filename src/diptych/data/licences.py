@@ -60,8 +60,8 @@ SOURCES = {
 
 
 def source(name: str) -> Source:
-    """What is known of a corpus or of sprites; of texts that a recipe names by a path, that nothing is."""
+    """What is known of a corpus or of sprites; of what a recipe names by a path, that nothing is."""
     if name.startswith(PREFIX) and local_folder(name) is None:
         path = parse(name).path
         return Source(f"the data set `{path}`", "as its card states", f"https://huggingface.co/datasets/{path}")
-    return SOURCES.get(name) or Source(f"texts of the recipe's author, `{Path(name).name}`", "not stated", "")
+    return SOURCES.get(name) or Source(f"data of the recipe's author, `{Path(name).name}`", "not stated", "")

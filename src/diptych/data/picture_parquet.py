@@ -110,7 +110,7 @@ def picture_table(files: list[Path], image: str, caption: str | None, troubles: 
 
 def _parquet() -> Any:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise ValueError(
             "reading Parquet needs the package pyarrow, which is not installed: pip install pyarrow"

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.precision import choose
+from diptych.core.share import Share
 from diptych.core.weights import load_into, read_config
 from diptych.data.fresh import FRESH, fresh_scenes
-from diptych.evaluate.share import Share
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.models import bundled
 

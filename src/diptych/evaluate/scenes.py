@@ -15,11 +15,9 @@ from typing import Any, Protocol
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.core.files import atomic_file, output_path
+from diptych.core.share import Share
 from diptych.data import scenes
-from diptych.data.fresh import FRESH, fresh_scenes
-from diptych.evaluate.share import Share
 from diptych.image.judge import Judge
-from diptych.image.model import ImageModel, NoiseLoss
 from diptych.image.runner import ImageRequest, ImageRunner
 
 Watcher = Callable[[float, int], None]  # prompts painted, the last ones in part, and prompts in all
@@ -172,17 +170,6 @@ def _paint(
                 watch(start + len(jobs) - len(running) + parts, len(requests))
         pictures += [runner.finish(job).images for job in jobs]
     return pictures
-
-
-def held_out_noise_loss(model: ImageModel, count: int = 32, seed: int = FRESH) -> list[NoiseLoss]:
-    """The denoising loss, by noise level, of `count` fresh pictures of held-out scenes.
-
-    Raises:
-        ValueError: where the sprites are missing under DIPTYCH_DATA.
-    """
-    drawn = [pair for pair in fresh_scenes(2 * count, seed) if scenes.is_held_out(pair[0])]
-    pictures = [picture.resize((model.size, model.size)) for _, picture in drawn]
-    return model.noise_loss(pictures, [scene.caption() for scene, _ in drawn])
 
 
 def save_sheet(report: SceneReport, path: str | Path, columns: int = 8) -> None:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych.core.estimate import Estimate
 from diptych.data import corpora
 from diptych.text.model import TextModel
-from diptych.text.objective import BitsPerByte, bits_per_byte
+from diptych.text.objective import bits_per_byte
 
 SPLIT_SEED = 11  # the seed of `[data]` in the recipes here
 
@@ -18,7 +19,7 @@ class TextReport:
     model: str
     on: str
     held_out: bool
-    score: BitsPerByte
+    score: Estimate
     num_available: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -27,8 +28,8 @@ class TextReport:
             "on": self.on,
             "held_out": self.held_out,
             "bits_per_byte": self.score.value,
-            "interval": list(self.score.interval) if self.score.num_documents > 1 else None,
-            "documents": self.score.num_documents,
+            "interval": self.score.interval and list(self.score.interval),
+            "documents": self.score.count,
             "documents_available": self.num_available,
         }
 

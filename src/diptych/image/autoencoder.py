@@ -6,6 +6,7 @@ costs nothing and keeps every number.
 """
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.core.precision import at_least_float32
 from diptych.core.spelling import unknown
+from diptych.core.weights import load_into, read_config
 
 
 @dataclass(frozen=True)
@@ -152,3 +154,17 @@ class Autoencoder(nn.Module):
         mean, _ = self.moments(pictures)
         self.shift.copy_(mean.mean((0, 2, 3)))
         self.scale.copy_(mean.std((0, 2, 3)))
+
+
+def trained_autoencoder(directory: str | Path) -> Autoencoder:
+    """The frozen autoencoder of a checkpoint, which may be a painter's."""
+    if not Path(directory).is_dir():
+        raise ValueError(
+            f"there is no autoencoder at '{directory}'; 'diptych train recipes/autoencoder.toml' makes one"
+        )
+    config = read_config(directory)
+    if not isinstance(config.get("autoencoder"), dict):
+        raise ValueError(f"'{directory}' is not a checkpoint with an autoencoder")
+    autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
+    load_into(autoencoder, directory, "autoencoder." if config.get("panel") == "image" else "")
+    return autoencoder.requires_grad_(False).eval()

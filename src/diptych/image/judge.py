@@ -54,6 +54,21 @@ class JudgeConfig:
         return {"heads": heads, "size": self.size, "widths": list(self.widths)}
 
 
+def trunk(widths: tuple[int, ...]) -> nn.Sequential:
+    """Pictures (B, 3, H, W) -> features (B, widths[-1], H / 2^n, W / 2^n): a residual block at each of the n widths."""
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
+    for level, width in enumerate(widths):
+        if level > 0:
+            layers.append(nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1))
+        layers.append(Block(width))
+    return nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Mean and maximum over places: (B, C, h, w) -> (B, 2 C)."""
+    return torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1)
+
+
 class Judge(nn.Module):
     """Pictures (B, 3, H, W) in -1..1 to logits, one (B, number of values) float32 an attribute.
 
@@ -63,19 +78,15 @@ class Judge(nn.Module):
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, config.widths[0], 3, padding=1)]
-        for level, width in enumerate(config.widths):
-            if level > 0:
-                layers.append(nn.Conv2d(config.widths[level - 1], width, 3, stride=2, padding=1))
-            layers.append(Block(width))
-        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, width), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * width, len(words)) for name, words in config.heads.items()})
+        self.trunk = trunk(config.widths)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(2 * config.widths[-1], len(words)) for name, words in config.heads.items()}
+        )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if x.shape[-2:] != (self.config.size, self.config.size):
             x = F.adaptive_avg_pool2d(x, self.config.size)
-        features = self.trunk(x.to(next(self.parameters()).dtype))
-        seen = torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1)
+        seen = pooled(self.trunk(x.to(next(self.parameters()).dtype)))
         return {name: head(seen).float() for name, head in self.heads.items()}
 
     @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -12,26 +13,17 @@ from diptych import __version__
 from diptych.core import weights
 from diptych.core.generation import Generation
 from diptych.core.precision import choose
-from diptych.core.randomness import check_seed, normal
+from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.denoiser import Condition, Denoiser
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
-from diptych.image.objective import noise_prediction_loss
 from diptych.image.path import path_named
-from diptych.image.photo import to_tensor
+from diptych.image.photo import to_pixels
 from diptych.image.runner import ImageRequest, ImageResult, ImageRunner, ImageStep
 from diptych.image.unet import UNet, UNetConfig
-
-
-class NoiseLoss(NamedTuple):
-    """The loss at one noise level: mean squared error of the predicted noise, and its standard error over pictures."""
-
-    time: float
-    log_snr: float
-    loss: float
-    standard_error: float
+from diptych.image.validation import DenoisingLoss, denoising_loss, latents_of
 
 
 class ImageModel:
@@ -124,14 +116,17 @@ class ImageModel:
         }
         weights.save(directory, self.config, tensors, tokenizer=self.tokenizer, card=card)
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def encode(self, prompts: Sequence[str], *, cuts: bool = False) -> Condition:
         """Prompts as the denoiser sees them; "" is what caption dropout trained.
 
+        Args:
+            cuts: keep the first tokens of a prompt that has too many.
+
         Raises:
-            ValueError: a prompt that is too long.
+            ValueError: a prompt that is too long and not to be cut.
         """
         device = self.encoder.embedding.weight.device
-        tokens, mask = encode_prompts(self.tokenizer, list(prompts), self.encoder.config.length)
+        tokens, mask = encode_prompts(self.tokenizer, list(prompts), self.encoder.config.length, cuts=cuts)
         tokens, mask = tokens.to(device), mask.to(device)
         return Condition(self.encoder(tokens, mask), mask)
 
@@ -181,38 +176,26 @@ class ImageModel:
         )
         return Generation(self.runner(), request)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def noise_loss(
-        self, images: Sequence[Image.Image], captions: Sequence[str], *, levels: int = 10, batch: int = 32
-    ) -> list[NoiseLoss]:
-        """The denoising loss of captioned pictures by noise level, with fixed noise: the same for the same weights.
+        self, images: Sequence[Image.Image] | np.ndarray, captions: Sequence[str], *, seed: int = 0, batch: int = 32
+    ) -> DenoisingLoss:
+        """The denoising loss of captioned pictures by noise level; see `validation.denoising_loss`.
 
         Args:
-            images: of the model's size.
-            levels: times, evenly from the path's start down.
+            images: of the model's size; or pixels (N, 3, H, W), uint8.
+            batch: predictions in one call; it changes the speed, and the loss by rounding alone.
+
+        Raises:
+            ValueError: another number of captions than pictures, none of them, or pictures of another size.
         """
-        if len(images) != len(captions) or not images:
+        if len(images) != len(captions) or not len(images):
             raise ValueError(f"noise_loss needs a caption for each picture, not {len(captions)} for {len(images)}")
-        device = self.autoencoder.shift.device
-        pictures = torch.stack([to_tensor(image) for image in images]).to(device)
-        clean = torch.cat([self.autoencoder.encode(part) for part in pictures.split(batch)])
-        found = []
-        for level in range(levels):
-            time = self.path.start * (levels - level) / levels
-            noise = torch.stack([normal(self.latent_shape, seed=level, sample=k) for k in range(len(images))]).to(
-                device
+        pictures = images if isinstance(images, np.ndarray) else to_pixels(images)
+        if pictures.shape[1:] != (3, self.size, self.size):
+            height, width = pictures.shape[-2:]
+            raise ValueError(
+                f"'{self.name}' paints {self.size} x {self.size} pixels; these pictures are {width} x {height}"
             )
-            losses = []
-            for start in range(0, len(images), batch):
-                rows = slice(start, start + batch)
-                condition = self.encode(captions[rows])
-                times = torch.full((len(clean[rows]),), time, device=device)
-                losses.append(
-                    noise_prediction_loss(
-                        self.unet, self.path, clean[rows], noise[rows], times, condition.context, condition.mask
-                    )[1]
-                )
-            each = torch.cat(losses).double()
-            error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("nan")
-            found.append(NoiseLoss(time, self.path.node(time).log_snr, float(each.mean()), error))
-        return found
+        clean = latents_of(self.autoencoder, pictures, batch)
+        return denoising_loss(self.unet, self.path, clean, self.encode(captions), seed=seed, batch=batch)

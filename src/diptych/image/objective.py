@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.precision import at_least_float32
@@ -31,11 +30,6 @@ def autoencoder_loss(
     loss = pixels + edge_weight * edges + kl_weight * divergence
     psnr = 10 * torch.log10(4 / error.square().mean())
     return loss, {"pixels": pixels.item(), "kl": divergence.item(), "psnr": psnr.item()}
-
-
-def peak_signal_to_noise(painted: Tensor, pictures: Tensor) -> Tensor:
-    """PSNR in dB of each picture, for values in -1..1 (peak to peak 2): (B,)."""
-    return 10 * torch.log10(4 / F.mse_loss(painted.float(), pictures.float(), reduction="none").mean((1, 2, 3)))
 
 
 LARGEST_WEIGHT = 400.0

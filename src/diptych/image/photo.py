@@ -1,7 +1,7 @@
 """Pictures in and out: files checked at the door, PIL to tensors in -1..1 and back."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,6 +92,11 @@ def to_tensor(picture: Image.Image) -> Tensor:
     """(3, H, W), float32, -1..1."""
     array = np.asarray(picture.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)
+
+
+def to_pixels(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Pictures of one size, at least one, as (N, 3, H, W), uint8."""
+    return np.stack([np.asarray(picture.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1) for picture in pictures])
 
 
 def to_bytes(pictures: Tensor) -> Tensor:

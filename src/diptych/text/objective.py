@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.core.estimate import Estimate, ratio
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.decoder import Decoder
 
@@ -27,14 +27,6 @@ class TokenBatch(Protocol):
     def segments(self) -> Tensor: ...
     @property
     def positions(self) -> Tensor: ...
-
-
-class BitsPerByte(NamedTuple):
-    """Compression of whole documents: `value` bits a UTF-8 byte, its 95 % interval over documents, and their number."""
-
-    value: float
-    interval: tuple[float, float]
-    num_documents: int
 
 
 def document_mask(segments: Tensor) -> Tensor:
@@ -88,24 +80,15 @@ def token_log_probabilities(decoder: Decoder, tokens: Sequence[int], context: in
 
 def bits_per_byte(
     decoder: Decoder, tokenizer: Tokenizer, documents: Sequence[str], context: int, max_documents: int | None = None
-) -> BitsPerByte:
-    """Bits that the model needs for a document, its end included, over the document's UTF-8 bytes.
+) -> Estimate:
+    """Bits that the model needs for whole documents, their ends included, over the documents' UTF-8 bytes.
 
-    Comparable across tokenizers. The interval is that of a ratio of sums over documents (Cochran 1977, eq. 6.13).
+    Comparable across tokenizers. The interval is over documents, `count` their number.
     """
     chosen = [text for text in documents if text][:max_documents]
     if not chosen:
         raise ValueError("there is no document to score")
-    bits, sizes = np.zeros(len(chosen)), np.zeros(len(chosen))
-    for index, text in enumerate(chosen):
-        tokens = [tokenizer.begin, *tokenizer.encode(text), tokenizer.end]
-        bits[index] = -float(token_log_probabilities(decoder, tokens, context).double().sum()) / math.log(2)
-        sizes[index] = len(text.encode())
-    value = float(bits.sum() / sizes.sum())
-    count = len(chosen)
-    spread = (
-        math.sqrt(count / (count - 1) * float(((bits - value * sizes) ** 2).sum())) / sizes.sum()
-        if count > 1
-        else math.inf
-    )
-    return BitsPerByte(value, (value - 1.96 * float(spread), value + 1.96 * float(spread)), count)
+    tokens = ([tokenizer.begin, *tokenizer.encode(text), tokenizer.end] for text in chosen)
+    scores = (token_log_probabilities(decoder, ids, context) for ids in tokens)  # side by side is no faster on a CPU
+    bits = [-float(score.double().sum()) / math.log(2) for score in scores]
+    return ratio(bits, [len(text.encode()) for text in chosen])

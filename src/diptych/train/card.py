@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diptych.core.estimate import with_details
 from diptych.data.licences import source
 from diptych.train.recipe import Recipe
 from diptych.train.run import surroundings
+
+STAGE = "Before it: "  # how the heading of an earlier stage begins
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,10 @@ def _sources(names: tuple[str, ...]) -> str:
 def _figures(meanings: dict[str, str], figures: dict[str, float]) -> str:
     if not figures:
         return "Nothing was held out: no figure was measured."
-    lines = ["| figure | value | what it is |", "|---|---|---|"]
-    for name, figure in figures.items():
+    lines = ["| figure | value (95 % interval, samples) | what it is |", "|---|---|---|"]
+    for name, figure in with_details(figures).items():
         meaning = next((words for start, words in meanings.items() if name.startswith(start)), "")
-        lines.append(f"| {name} | {figure:.4g} | {meaning} |")
+        lines.append(f"| {name} | {figure} | {meaning} |")
     return "\n".join(lines)
 
 
@@ -107,14 +110,18 @@ def _duration(seconds: float) -> str:
     return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours {minutes % 60} minutes"
 
 
-def earlier_stage(title: str, directory: str | Path) -> str:
-    """A section on a checkpoint that this one was built on: how it was made and how good it was, from its own card.
+def earlier_stages(directory: str | Path) -> str:
+    """Sections on the checkpoint that this one was built on, and on those before it, from its own card: how each was
+    made and how good it was.
 
     Empty where the checkpoint has no card.
     """
     card = Path(directory) / "README.md"
     if not card.is_file():
         return ""
-    parts = re.split(r"^## ", card.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    kept = [f"### {part.strip()}\n" for part in parts if part.startswith(("How it was made", "Validation"))]
-    return "\n".join([f"\n## {title}\n", *kept]) if kept else ""
+    text = card.read_text(encoding="utf-8")
+    name = text.partition("\n")[0].removeprefix("# ").strip()
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    own = [f"### {part.strip()}\n" for part in parts if part.startswith(("How it was made", "Validation"))]
+    before = [f"\n## {part.strip()}\n" for part in parts if part.startswith(STAGE)]
+    return "\n".join([f"\n## {STAGE}{name}\n", *own, *before]) if own else ""

@@ -15,14 +15,17 @@ from diptych.core.precision import choose
 from diptych.data.reading import read_ahead
 from diptych.data.trouble import Troubles
 from diptych.train.card import model_card
+from diptych.train.meter import Meter
 from diptych.train.optimizers import make_optimizers
 from diptych.train.ranks import ALONE, Ranks, blocks_of
 from diptych.train.recipe import Recipe
 from diptych.train.refusal import IN_A_ROW, save_batches
 from diptych.train.run import RunDirectory
+from diptych.train.samples import refresh
 from diptych.train.state import State
 from diptych.train.step import Done, Stepper, prepare
 from diptych.train.tasks import Task
+from diptych.train.tensorboard import Board
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,22 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def train(
-    recipe: Recipe, task: Task, run: RunDirectory, watch: Watcher, *, dtype: str | None = None, ranks: Ranks = ALONE
+    recipe: Recipe,
+    task: Task,
+    run: RunDirectory,
+    watch: Watcher,
+    *,
+    dtype: str | None = None,
+    ranks: Ranks = ALONE,
+    meter: Meter | None = None,
 ) -> dict[str, float]:
     """Train until `recipe.run.steps`, from the newest checkpoint of `run` if it has one.
 
     Weights and optimizer are float32 (float64 where dtype is); the task's loss is computed under autocast in the
     machine's fast dtype.
+
+    Args:
+        meter: counts the operations of the first step, for the share of the machine's peak that the watcher is told.
 
     Returns:
         The last validation's figures.
@@ -100,6 +113,11 @@ def train(
             f"run.batch ({settings.batch}) must be a multiple of {ranks.readers} processes that read "
             f"x run.accumulate ({settings.accumulate})"
         )
+    if not task.is_splittable and ranks.readers * settings.accumulate > 1:
+        raise ValueError(
+            f"the loss of objective {settings.objective} compares all rows of a batch with each other, so a step "
+            "cannot be divided: set run.accumulate = 1 and train in one process"
+        )
     if compute == torch.float64:
         model.double()
     ranks.spread(task.networks)
@@ -114,7 +132,16 @@ def train(
         state.restore(run, steps[-1])
     if ranks.is_first:
         run.forget_after(state.step)  # lines of steps that will be made again
-    stepper = Stepper(task, optimizers, ranks, device, compute, recipe.optimizer.clip, settings.seed)
+    stepper = Stepper(
+        task,
+        optimizers,
+        ranks,
+        device,
+        compute,
+        recipe.optimizer.clip,
+        settings.seed,
+        None if settings.compile else meter,
+    )
     rows = settings.batch // ranks.readers
     size = rows // settings.accumulate
     starts = range(ranks.reader * rows, (ranks.reader + 1) * rows, size)
@@ -125,7 +152,8 @@ def train(
         settings.workers,
     )
     troubles = Troubles()
-    keeper = Keeper(recipe, task, run, ranks, state)
+    board = Board(run.path, state.step) if settings.tensorboard and ranks.is_first else None
+    keeper = Keeper(recipe, task, run, ranks, state, board)
     model.train()
     started, first = time.perf_counter(), state.step
     spent = state.seconds
@@ -156,6 +184,8 @@ def train(
                     task.unit,
                     left,
                     keeper.validation,
+                    meter.share_of_peak(done.seconds) if meter else None,
+                    meter.memory() if meter else 0,
                 )
             )
             is_stopped = ranks.any(interrupted())
@@ -168,8 +198,11 @@ def train(
 class Keeper:
     """What a run writes: metrics, validation, samples, checkpoints, the best model and the finished one."""
 
-    def __init__(self, recipe: Recipe, task: Task, run: RunDirectory, ranks: Ranks, state: State) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, run: RunDirectory, ranks: Ranks, state: State, board: Board | None
+    ) -> None:
         self.recipe, self.task, self.run, self.ranks, self.state = recipe, task, run, ranks, state
+        self.board = board
         self.validation: dict[str, float] = {}
 
     def log(self, done: Done, rate: float, waited: float, troubles: Troubles) -> None:
@@ -181,6 +214,7 @@ class Keeper:
             "learning_rate": rate,
             "speed": round(done.units / done.seconds, 1),
             "seconds": round(self.state.seconds, 1),
+            self.task.unit: self.state.seen,
             "waited": round(waited, 4),
             **done.figures,
             "gradient_norm": done.gradient_norm,
@@ -217,6 +251,9 @@ class Keeper:
         if settings.sample_every and (is_last or step % settings.sample_every == 0):
             with self.state.averaged(), self._folder(self.run.samples) as folder:
                 self.task.sample(folder, step)
+                refresh(folder)
+            if self.board:
+                self.board.log_samples(self.run.samples, step)
         if settings.snapshot_every and step % settings.snapshot_every == 0:
             self.state.snapshot(self.run.snapshots, self.ranks.is_first)
 
@@ -234,6 +271,8 @@ class Keeper:
             with self.state.averaged():
                 self.validation = self.task.validate()
         self._save_model(self.run.model)
+        if self.board:
+            self.board.close()
         return self.validation
 
     def _save_model(self, directory: Path) -> None:
@@ -259,3 +298,5 @@ class Keeper:
     def _write(self, line: dict[str, Any]) -> None:
         if self.ranks.is_first:
             self.run.log(line)
+        if self.board:
+            self.board.log({name: value for name, value in line.items() if not isinstance(value, str)})

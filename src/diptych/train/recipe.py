@@ -43,6 +43,7 @@ class RunSettings:
         workers: processes that read data ahead; 0 reads between steps.
         recompute: activations inside blocks are computed again in the backward pass instead of kept (activation
             checkpointing: Chen et al. 2016).
+        tensorboard: whether figures and samples are also written for TensorBoard; needs `diptych[train]`.
         compile: blocks are compiled (`torch.compile`).
         init_from: a bundled model or a finished checkpoint directory whose weights (and tokenizer) the run starts
             from; "" starts from random weights.
@@ -65,6 +66,7 @@ class RunSettings:
     workers: int = 1
     recompute: bool = False
     compile: bool = False
+    tensorboard: bool = False
     init_from: str = ""
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ class State:
         self.powers = PowerAverages(model) if with_snapshots else None
         self.step = 0
         self.seconds = 0.0
+        self.seen = 0  # tokens or pictures
         self.smooth = 0.0  # the loss, over about 50 steps
         self.best: float | None = None  # of the validations so far
         self.refused = 0  # steps in a row
@@ -35,6 +36,7 @@ class State:
     def advance(self, done: Done, seconds: float) -> None:
         """Count a step that was made; averages follow the weights unless it was refused."""
         self.seconds = seconds
+        self.seen += done.units
         if done.refused:
             self.refused += 1
         else:
@@ -62,7 +64,13 @@ class State:
         return parts
 
     def save(self, run: RunDirectory, ranks: Ranks) -> None:
-        numbers = {"seconds": self.seconds, "smooth": self.smooth, "best": self.best, "refused": self.refused}
+        numbers = {
+            "seconds": self.seconds,
+            "seen": self.seen,
+            "smooth": self.smooth,
+            "best": self.best,
+            "refused": self.refused,
+        }
         run.save(self.step, self.tensors(), numbers, ranks)
 
     def restore(self, run: RunDirectory, step: int) -> None:
@@ -72,7 +80,7 @@ class State:
         found = run.parts(step)
         numbers: dict[str, Any] = run.load(step, {name: wanted[name] for name in wanted if name in found})
         self.step, self.seconds, self.smooth = step, numbers["seconds"], numbers["smooth"]
-        self.best, self.refused = numbers["best"], numbers["refused"]
+        self.seen, self.best, self.refused = numbers["seen"], numbers["best"], numbers["refused"]
         weights = self.model.state_dict()
         with torch.no_grad():
             for name, part in wanted.items():

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diptych.train.meter import Meter
 from diptych.train.optimizers import clip_gradients
 from diptych.train.ranks import Ranks
 from diptych.train.refusal import first_not_finite
@@ -48,6 +50,7 @@ class Stepper:
     compute: torch.dtype
     clip: float
     seed: int
+    meter: Meter | None = None
 
     def __call__(self, parts: Sequence[Any], step: int, learning_rate: float) -> Done:
         """Move the weights by one step.
@@ -62,11 +65,12 @@ class Stepper:
         (total,) = self.ranks.total(sum(counts))
         loss = 0.0
         figures: dict[str, float] = {}
-        for index, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            mean, figures = self._loss(part, step, index)
-            loss += mean.item() * count / total
-            # FSDP takes the mean of the processes' gradients, and the sum is wanted.
-            (mean * (count / total * self.ranks.readers)).backward()
+        with self.meter.counting() if self.meter else nullcontext():
+            for index, (part, count) in enumerate(zip(parts, counts, strict=True)):
+                mean, figures = self._loss(part, step, index)
+                loss += mean.item() * count / total
+                # FSDP takes the mean of the processes' gradients, and the sum is wanted.
+                (mean * (count / total * self.ranks.readers)).backward()
         (loss,) = self.ranks.total(loss)
         norm = clip_gradients(model, self.clip)
         refused = ""

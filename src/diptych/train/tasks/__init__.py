@@ -20,6 +20,7 @@ TASKS = {
     "autoencoder": "diptych.train.tasks.autoencoder",
     "diffusion": "diptych.train.tasks.diffusion",
     "classifier": "diptych.train.tasks.classifier",
+    "contrastive": "diptych.train.tasks.contrastive",
 }
 
 
@@ -30,12 +31,14 @@ class Task(Protocol):
         model: everything that a checkpoint of the run keeps.
         networks: the modules in it that are called; the loop shards, recomputes and compiles these.
         unit: what `count` counts: "tokens" or "pictures".
+        is_splittable: whether a batch's loss is the weighted mean of its parts' losses.
         remarks: what a person should know before the training starts, a line each.
         source: where batches come from: named tuples of CPU tensors, which the loop moves to the device.
     """
 
     model: nn.Module
     unit: str
+    is_splittable: bool
     remarks: Sequence[str]
 
     @property

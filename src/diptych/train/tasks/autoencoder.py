@@ -1,28 +1,34 @@
-"""Training the autoencoder on composed scenes."""
+"""Training the autoencoder to give pictures back."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.precision import choose
-from diptych.core.randomness import generator, normal
+from diptych.core.randomness import normal
 from diptych.core.weights import save
-from diptych.data.licences import SCENES
-from diptych.data.rendered import RenderedScenes, render
-from diptych.data.rendered import SceneData as Data
-from diptych.data.trouble import Trouble
+from diptych.data.augmentation import Augmentation
+from diptych.data.buckets import fit
+from diptych.data.picture_source import PictureSource
+from diptych.data.training_pictures import PictureData as Data
+from diptych.data.training_pictures import training_pictures
+from diptych.data.trouble import Trouble, Troubles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.image.objective import autoencoder_loss, peak_signal_to_noise
+from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
-from diptych.train.card import About
+from diptych.image.validation import fidelity
+from diptych.train.card import About, earlier_stages
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
-DATA, LATENT = 1, 2  # streams of randomness
+LATENT = 2  # stream of randomness
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Model:
     trains_encoder: bool = True
 
 
-class PictureBatch(NamedTuple):
+class NoisedPictures(NamedTuple):
     """pictures (B, 3, H, W), float32, -1..1, and noise for their latents (B, latent_channels, h, w)."""
 
     pictures: Tensor
@@ -52,32 +58,29 @@ class PictureBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Scenes in an order by chance, each as it is or mirrored. Args: `latent` is the shape of one latent."""
+class Noised:
+    """Pictures with the draws of their latents. Args: `downsampling` is pixels of a picture for one of a latent."""
 
-    scenes: RenderedScenes
-    held_out: int
+    source: PictureSource
+    latent_channels: int
+    downsampling: int
     batch_size: int
     seed: int
-    latent: tuple[int, int, int]
 
-    def batch(self, step: int, rows: range) -> PictureBatch:
-        draw = generator(seed=self.seed, step=step, stream=DATA)
-        here = slice(rows.start, rows.stop)
-        chosen = draw.integers(0, len(self.scenes.pictures) - self.held_out, self.batch_size)[here]
-        is_mirrored = torch.from_numpy(draw.random(self.batch_size) < 0.5)[here, None, None, None]
-        noise = normal((self.batch_size, *self.latent), seed=self.seed, step=step, stream=LATENT)[here]
-        pictures = torch.from_numpy(self.scenes.pictures[chosen]).float() / 127.5 - 1
-        pictures = torch.where(is_mirrored, pictures.flip(-1), pictures)
-        return PictureBatch(pictures.contiguous(memory_format=torch.channels_last), noise)
+    def batch(self, step: int, rows: range) -> NoisedPictures:
+        pictures = self.source.batch(step, rows).pictures
+        height, width = (side // self.downsampling for side in pictures.shape[-2:])
+        shape = (self.batch_size, self.latent_channels, height, width)
+        noise = normal(shape, seed=self.seed, step=step, stream=LATENT)[rows.start : rows.stop]
+        return NoisedPictures(pictures.contiguous(memory_format=torch.channels_last), noise)
 
-    def troubles(self) -> list[Trouble]:
-        return []
+    def troubles(self) -> Sequence[Trouble]:
+        return self.source.troubles()
 
 
 class AutoencoderTask:
     unit = "pictures"
-    remarks = ()
+    is_splittable = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -104,42 +107,47 @@ class AutoencoderTask:
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.encoder.requires_grad_(self.settings.trains_encoder)
         self.device = device
-        self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
+        troubles = Troubles()
+        with recipe.checking("data"):
+            self.pictures = training_pictures(
+                self.data, multiple=config.downsampling, batch=recipe.run.batch, troubles=troubles
+            )
+        self.remarks: tuple[str, ...] = tuple(filter(None, [str(troubles)]))
 
     @property
     def networks(self) -> list[nn.Module]:
         return [self.model.encoder, self.model.decoder]
 
     @property
-    def source(self) -> "Pictures":
-        config, run = self.model.config, self.recipe.run
-        side = self.data.size // config.downsampling
-        return Pictures(self.scenes, self.data.held_out, run.batch, run.seed, (config.latent_channels, side, side))
+    def source(self) -> Noised:
+        config, run, pictures = self.model.config, self.recipe.run, self.pictures
+        source = PictureSource(
+            pictures.train,
+            pictures.buckets,
+            batch=run.batch,
+            seed=run.seed,
+            augmentation=Augmentation(mirror="untold"),
+            cuts="anywhere",
+        )
+        return Noised(source, config.latent_channels, config.downsampling, run.batch, run.seed)
 
-    def count(self, batch: PictureBatch) -> int:
+    def count(self, batch: NoisedPictures) -> int:
         return len(batch.pictures)
 
-    def loss(self, batch: PictureBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: NoisedPictures, step: int) -> tuple[Tensor, dict[str, float]]:
         weights = self.settings
         return autoencoder_loss(self.model, *batch, edge_weight=weights.edge_weight, kl_weight=weights.kl_weight)
 
     def _held_out(self, count: int) -> Tensor:
-        kept = self.scenes.pictures[len(self.scenes.pictures) - self.data.held_out :][:count]
-        return torch.from_numpy(kept.copy()).to(self.device).float() / 127.5 - 1
+        return _values(self.pictures.held_out.pictures[:count]).to(self.device)
 
     def _rebuild(self, pictures: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             return self.model.decode(self.model.encode(pictures))
 
     def validate(self) -> dict[str, float]:
-        pictures = self._held_out(self.data.held_out)
-        if self.settings.trains_encoder:
-            self.model.measure(pictures)
-        rebuilt = torch.cat([self._rebuild(part) for part in pictures.split(32)])
-        return {
-            "psnr_db": peak_signal_to_noise(rebuilt, pictures).mean().item(),
-            "absolute_error": (rebuilt - pictures).abs().mean().item(),
-        }
+        """PSNR, SSIM and absolute error of held-out pictures, in float32."""
+        return fidelity(self.model, self.pictures.held_out.pictures).figures()
 
     def rank(self, figures: dict[str, float]) -> float:
         return -figures["psnr_db"]
@@ -158,17 +166,17 @@ class AutoencoderTask:
             made=f"A convolutional autoencoder: it writes a picture of {size} x {size} pixels down as {side} x {side} "
             f"x {config.latent_channels} numbers, in which a diffusion model works, and reads it back.",
             example="pictures",
-            data=f"{self.data.scenes - self.data.held_out:,} scenes composed by `diptych.data.scenes` (seed "
-            f"{self.data.seed}), none of them a held-out combination; {self.data.held_out:,} more of the same kind "
-            "validate.",
-            sources=SCENES,
+            data=self.pictures.about,
+            sources=self.pictures.sources,
             figures={
                 "psnr_db": "peak signal-to-noise ratio of held-out pictures, written down and read back, in dB; "
                 "higher is better",
+                "ssim": "structural similarity of their luminance (Wang et al. 2004); 1 is the same picture",
                 "absolute_error": "mean absolute error of their pixels, which lie in -1..1; lower is better",
             },
             limits=(
-                "It knows composed scenes, drawn and of few colours: photos come back blurred.",
+                "It knows pictures like those above and no others: of composed scenes, drawn and of few colours, to "
+                "photos it is a long way.",
                 "What is finer than two or three pixels is lost, and no painter that works in these numbers can paint "
                 "it.",
             ),
@@ -176,10 +184,29 @@ class AutoencoderTask:
 
     def save(self, directory: Path, card: str) -> None:
         if self.settings.trains_encoder:
-            chosen = torch.linspace(0, self.data.scenes - self.data.held_out - 1, 512).long().numpy()
-            self.model.measure(torch.from_numpy(self.scenes.pictures[chosen]).to(self.device).float() / 127.5 - 1)
-        config: dict[str, Any] = {"kind": "autoencoder", "autoencoder": self.model.config.to_dict()}
+            self.model.measure(self._some(512))
+        config: dict[str, Any] = {
+            "kind": "autoencoder",
+            "name": self.recipe.name,
+            "size": self.data.size,
+            "autoencoder": self.model.config.to_dict(),
+        }
+        if self.recipe.run.init_from:
+            card += earlier_stages(self.recipe.run.init_from)
         save(directory, config, self.model.state_dict(), card=card)
+
+    def _some(self, count: int) -> Tensor:
+        """Training pictures from all over the set, cut to the square; fewer where some are broken."""
+        train, found = self.pictures.train, []
+        for index in torch.linspace(0, len(train) - 1, min(count, len(train))).long().tolist():
+            with suppress(ValueError, OSError):
+                found.append(fit(train.read(index), (self.data.size, self.data.size)).transpose(2, 0, 1))
+        return _values(np.stack(found)).to(self.device)
+
+
+def _values(pictures: np.ndarray) -> Tensor:
+    """Pictures (N, 3, H, W) uint8 as float32, -1..1."""
+    return torch.from_numpy(pictures.copy()).float() / 127.5 - 1
 
 
 def build(recipe: Recipe) -> AutoencoderTask:

@@ -136,6 +136,7 @@ class Varied:
 
 class ClassifierTask:
     unit = "pictures"
+    is_splittable = True
     remarks = ()
 
     def __init__(self, recipe: Recipe) -> None:

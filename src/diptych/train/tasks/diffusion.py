@@ -1,50 +1,63 @@
-"""Training the denoiser and its text encoder on latents of composed scenes."""
+"""Training the denoiser and its text encoder on latents of captioned pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
 from diptych.core.tokenizer import Tokenizer
-from diptych.core.weights import load_into, read_config
 from diptych.data import scenes
-from diptych.data.latents import latents_of
-from diptych.data.licences import SCENES
-from diptych.data.rendered import SceneData, render
-from diptych.data.scene_pictures import scene_pictures
-from diptych.data.trouble import Trouble
-from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.data.latents import LatentSource, bucket_latents
+from diptych.data.training_pictures import PictureData, training_pictures
+from diptych.data.trouble import Trouble, Troubles
+from diptych.image.autoencoder import trained_autoencoder
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
 from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
 from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
-from diptych.train.card import About, earlier_stage
+from diptych.image.validation import denoising_loss, latents_of
+from diptych.train.card import About, earlier_stages
 from diptych.train.recipe import Recipe
+from diptych.train.samples import save_pictures
 from diptych.train.start import Start
 
-CHOICE, NOISE, TIMES, WORDS, DROPPED = 1, 2, 3, 4, 5  # streams of randomness
+NOISE, TIMES = 2, 3  # streams of randomness
 SHOWN = 8
+OF_SCENES = (
+    " Captions had a fresh wording at every sight. One combination of animal, thing worn, place and time in twenty is "
+    "held out of all scenes, so that what the model makes of the unseen can be counted (`diptych evaluate`)."
+)
+KNOWN = (
+    f"It knows {len(scenes.ANIMALS)} animals ({', '.join(scenes.ANIMALS)}), what they may wear "
+    f"({', '.join(scenes.WORN[1:])}), {len(scenes.PLACES)} places ({', '.join(scenes.PLACES)}) and "
+    f"{len(scenes.TIMES)} times of day ({', '.join(scenes.TIMES)}), one of each a picture. Any other word means "
+    "nothing to it, and it paints something all the same."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(SceneData):
-    """[data]: scenes and how they become latents.
+class Data(PictureData):
+    """[data]: pictures and how they become latents.
 
     Args:
+        mirror: whether half of the pictures are seen mirrored, where no caption names a side.
         autoencoder: checkpoint directory of the trained autoencoder, or of a painter that has one.
         captions: of the vocabulary's training.
         vocab_size: tokens of the prompts' vocabulary.
     """
 
     autoencoder: str
+    mirror: bool = False
     captions: int = 8000
     vocab_size: int = 512
 
@@ -78,63 +91,30 @@ class DiffusionBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Captions:
-    """What scenes are called, in a wording that changes from epoch to epoch."""
+class Noised:
+    """Latents with noise and noise levels. Args: `end` is the path's least time."""
 
-    truth: list[scenes.Scene]
-    seed: int
-
-    def __call__(self, index: int, epoch: int) -> str:
-        draw = generator(seed=self.seed, sample=index, step=epoch, stream=WORDS)
-        return scenes.random_caption(self.truth[index], draw)
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Latents in an order of its own for each epoch, with captions, noise and noise levels.
-
-    Args:
-        latents: (N, C, h, w); the first `total` are trained on.
-        dropout: share of captions left out.
-        end: the path's least time.
-        length: the most tokens of a caption.
-    """
-
-    latents: np.ndarray
-    captions: Captions
-    total: int
+    source: LatentSource
     batch_size: int
     seed: int
-    dropout: float
     end: float
-    tokenizer: Tokenizer
-    length: int
 
     def batch(self, step: int, rows: range) -> DiffusionBatch:
-        seed, size, here = self.seed, self.batch_size, slice(rows.start, rows.stop)
-        places = range(step * size, (step + 1) * size)[here]
-        orders = {
-            epoch: generator(seed=seed, step=epoch, stream=CHOICE).permutation(self.total)
-            for epoch in {place // self.total for place in places}
-        }
-        chosen = [(int(orders[place // self.total][place % self.total]), place // self.total) for place in places]
-        is_dropped = (generator(seed=seed, step=step, stream=DROPPED).random(size) < self.dropout)[here]
-        prompts = ["" if drop else self.captions(*one) for one, drop in zip(chosen, is_dropped, strict=True)]
-        tokens, mask = encode_prompts(self.tokenizer, prompts, self.length)
-        latents = torch.from_numpy(self.latents[[index for index, _ in chosen]]).float()
+        size, here = self.batch_size, slice(rows.start, rows.stop)
+        found = self.source.batch(step, rows)
         # One time in each of `size` equal parts: the loss of a step varies less.
-        parts = (np.arange(size) + generator(seed=seed, step=step, stream=TIMES).random(size)) / size
+        parts = (np.arange(size) + generator(seed=self.seed, step=step, stream=TIMES).random(size)) / size
         times = torch.from_numpy(self.end + (1 - self.end) * parts)[here]
-        noise = normal((size, *latents.shape[1:]), seed=seed, step=step, stream=NOISE)[here]
-        return DiffusionBatch(latents, noise, times, tokens, mask)
+        noise = normal((size, *found.latents.shape[1:]), seed=self.seed, step=step, stream=NOISE)[here]
+        return DiffusionBatch(found.latents, noise, times, found.tokens, found.mask)
 
-    def troubles(self) -> list[Trouble]:
-        return []
+    def troubles(self) -> Sequence[Trouble]:
+        return self.source.troubles()
 
 
 class DiffusionTask:
     unit = "pictures"
-    remarks = ()
+    is_splittable = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -156,10 +136,11 @@ class DiffusionTask:
             with recipe.checking("data", "size"):
                 raise ValueError(f"data.size must be a multiple of {multiple}, not {self.data.size}")
         start = Start.of(recipe, "encoder", "unet")
-        rendered = render(self.data.seed, self.data.scenes, self.data.size)
-        self.truth = rendered.truth
-        self.captions = Captions(self.truth, self.data.seed)
-        words = [self.captions(index, 0) for index in range(min(self.data.captions, self.data.scenes))]
+        troubles = Troubles()
+        with recipe.checking("data"):
+            self.pictures = training_pictures(self.data, multiple=multiple, batch=recipe.run.batch, troubles=troubles)
+        train = self.pictures.train
+        words = [train.caption(index) for index in range(min(self.data.captions, len(train)))]
         with recipe.checking("data", "vocab_size"):
             tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
         encoder_config = EncoderConfig.from_dict(encoder_sizes | {"vocab_size": tokenizer.size})
@@ -181,27 +162,35 @@ class DiffusionTask:
             path=settings.path,
             size=self.data.size,
         )
-        pictures, size = scene_pictures(self.data.seed, self.data.scenes, self.data.size), self.data.size
-        self.latents: np.ndarray = latents_of(autoencoder, pictures, (size, size), self.compute).values.array.copy()
+        self.latents = bucket_latents(
+            autoencoder,
+            train,
+            self.pictures.buckets,
+            self.compute,
+            has_mirrored=self.data.mirror,
+            troubles=troubles,
+        )
+        self.held_out_latents = latents_of(autoencoder, self.pictures.held_out.pictures)
+        self.remarks: tuple[str, ...] = tuple(filter(None, [str(troubles)]))
 
     @property
     def networks(self) -> list[nn.Module]:
         return [self.painter.encoder, self.painter.unet]
 
     @property
-    def source(self) -> "Latents":
-        run, path = self.recipe.run, self.painter.path
-        return Latents(
+    def source(self) -> Noised:
+        run, painter = self.recipe.run, self.painter
+        source = LatentSource(
+            self.pictures.train,
+            self.pictures.buckets,
             self.latents,
-            self.captions,
-            self.data.scenes - self.data.held_out,
-            run.batch,
-            run.seed,
-            self.settings.caption_dropout,
-            path.end,
-            self.painter.tokenizer,
-            self.painter.encoder.config.length,
+            batch=run.batch,
+            seed=run.seed,
+            mirror="untold" if self.data.mirror else "never",
+            tokenize=partial(encode_prompts, painter.tokenizer, length=painter.encoder.config.length, cuts=True),
+            caption_dropout=self.settings.caption_dropout,
         )
+        return Noised(source, run.batch, run.seed, painter.path.end)
 
     def count(self, batch: DiffusionBatch) -> int:
         return len(batch.latents)
@@ -224,49 +213,34 @@ class DiffusionTask:
         return loss, {"loss_low_noise": each[:half].mean().item(), "loss_high_noise": each[half:].mean().item()}
 
     def validate(self) -> dict[str, float]:
-        """Loss on pictures that training never sees, with fixed noise and one time for each picture, evenly spread."""
-        held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
-        painter, count = self.painter, self.data.held_out
-        times = torch.linspace(painter.path.end, painter.path.start, count, device=self.device)
-        order = torch.from_numpy(generator(seed=0, stream=TIMES).permutation(count))
-        noise = normal((count, *painter.latent_shape), seed=0, stream=NOISE).to(self.device)
-        latents = torch.from_numpy(self.latents[held_out.start :]).float().to(self.device)
-        losses = []
-        with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
-            for rows in torch.arange(count).split(32):
-                condition = painter.encode([self.truth[held_out[int(row)]].caption() for row in rows])
-                losses.append(
-                    noise_prediction_loss(
-                        painter.unet,
-                        painter.path,
-                        latents[rows],
-                        noise[rows],
-                        times[order[rows]],
-                        condition.context,
-                        condition.mask,
-                    )[1]
-                )
-        return {"noise_loss": torch.cat(losses).mean().item()}
+        """Loss by noise level on pictures that training never sees, in float32, with fixed noise and times."""
+        painter = self.painter
+        condition = painter.encode(self.pictures.held_out.captions, cuts=True)
+        return denoising_loss(painter.unet, painter.path, self.held_out_latents, condition).figures("noise_loss")
 
     def rank(self, figures: dict[str, float]) -> float:
         return figures["noise_loss"]
 
     def sample(self, directory: Path, step: int) -> None:
-        """Held-out scenes, painted from the same seeds at every time, so that sheets compare."""
-        chosen = [scene for scene in scenes.held_out_scenes() if (scene.animal, scene.worn) == ("cat", "sunglasses")][
-            :1
-        ]
-        chosen += scenes.held_out_scenes()[:: len(scenes.held_out_scenes()) // SHOWN]
+        """Held-out scenes or captions, painted from the same seeds at every time, so that sheets compare."""
+        prompts = self._prompts()
         runner: ImageRunner = self.painter.runner()
-        jobs = [runner.admit(ImageRequest(scene.caption(), seed=k)) for k, scene in enumerate(chosen[:SHOWN])]
+        jobs = [runner.admit(ImageRequest(prompt, seed=k)) for k, prompt in enumerate(prompts)]
         with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
             while not jobs[0].is_done:
                 runner.advance(jobs)
-        size = self.data.size
-        sheet = Image.new("RGB", (size * SHOWN // 2, size * 2))
-        for place, job in enumerate(jobs):
-            sheet.paste(runner.finish(job).image, (size * (place % (SHOWN // 2)), size * (place // (SHOWN // 2))))
-        sheet.save(directory / f"step-{step:08d}.png")
+        save_pictures(directory, step, [runner.finish(job).image for job in jobs], prompts)
+
+    def _prompts(self) -> list[str]:
+        if self.pictures.truth is None:
+            most = self.painter.encoder.config.length - 2
+            captions = self.pictures.held_out.captions
+            short = (text for text in captions if 0 < len(self.painter.tokenizer.encode(text.lower())) <= most)
+            return list(islice(short, SHOWN)) or [""]
+        held_out = scenes.held_out_scenes()
+        famous = [scene for scene in held_out if (scene.animal, scene.worn) == ("cat", "sunglasses")][:1]
+        chosen = famous + held_out[:: len(held_out) // SHOWN]
+        return [scene.caption() for scene in chosen[:SHOWN]]
 
     def about(self) -> About:
         shape = " x ".join(map(str, self.painter.latent_shape[::-1]))
@@ -276,18 +250,15 @@ class DiffusionTask:
             "looking at the prompt through a text encoder trained with it; an autoencoder, trained before, reads the "
             "picture off the latents. The weights of all three are kept as bfloat16.",
             example="pictures",
-            data=f"{self.data.scenes - self.data.held_out:,} scenes composed by `diptych.data.scenes` (seed "
-            f"{self.data.seed}), captioned in a fresh wording at every sight, {self.settings.caption_dropout:.0%} of "
-            f"the captions left out; {self.data.held_out:,} more of the same kind validate. One combination of "
-            "animal, thing worn, place and time in twenty is held out of all of them, so that what the model makes "
-            "of the unseen can be counted (`diptych evaluate`).",
-            sources=SCENES,
-            figures={"noise_loss": "mean squared error of the predicted noise, evenly over times; 1 knows nothing"},
+            data=f"{self.pictures.about} {self.settings.caption_dropout:.0%} of the captions were left out."
+            + (OF_SCENES if self.pictures.truth else ""),
+            sources=self.pictures.sources,
+            figures={
+                "noise_loss/level-": "the same in a tenth of the times, from nearly clean (01) to nearly static (10)",
+                "noise_loss": "mean squared error of the predicted noise, evenly over times; 1 knows nothing",
+            },
             limits=(
-                f"It knows {len(scenes.ANIMALS)} animals ({', '.join(scenes.ANIMALS)}), what they may wear "
-                f"({', '.join(scenes.WORN[1:])}), {len(scenes.PLACES)} places ({', '.join(scenes.PLACES)}) and "
-                f"{len(scenes.TIMES)} times of day ({', '.join(scenes.TIMES)}), one of each a picture. Any other word "
-                "means nothing to it, and it paints something all the same.",
+                KNOWN if self.pictures.truth else "It knows what its pictures show, and of that what captions name.",
                 f"A prompt has at most {self.painter.encoder.config.length - 2} tokens of short English sentences.",
                 "Edges are soft, and now and then a thing that was asked for is missing or of another kind.",
             ),
@@ -296,23 +267,10 @@ class DiffusionTask:
     def save(self, directory: Path, card: str) -> None:
         """What the painter was built on comes last in its card."""
         if self.recipe.run.init_from:
-            card += earlier_stage("The stage before", self.recipe.run.init_from)
-        card += earlier_stage("Its autoencoder", self.data.autoencoder)
+            card += earlier_stages(self.recipe.run.init_from)
+        if self.data.autoencoder != self.recipe.run.init_from:
+            card += earlier_stages(self.data.autoencoder)
         self.painter.save(directory, card)
-
-
-def trained_autoencoder(directory: str) -> Autoencoder:
-    """The frozen autoencoder of a checkpoint, which may be a painter's."""
-    if not Path(directory).is_dir():
-        raise ValueError(
-            f"there is no autoencoder at '{directory}'; 'diptych train recipes/autoencoder.toml' makes one"
-        )
-    config = read_config(directory)
-    if not isinstance(config.get("autoencoder"), dict):
-        raise ValueError(f"'{directory}' is not a checkpoint with an autoencoder")
-    autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
-    load_into(autoencoder, directory, "autoencoder." if config.get("panel") == "image" else "")
-    return autoencoder.requires_grad_(False).eval()
 
 
 def build(recipe: Recipe) -> DiffusionTask:

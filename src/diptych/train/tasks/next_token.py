@@ -19,6 +19,7 @@ from diptych.text.model import TextModel
 from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
 from diptych.train.card import About
 from diptych.train.recipe import Recipe
+from diptych.train.samples import save_texts
 from diptych.train.start import Start
 
 PROMPTS = ("Once upon a time", "One day, a little", "Tom and Lily")
@@ -67,6 +68,7 @@ class Model:
 
 class NextTokenTask:
     unit = "tokens"
+    is_splittable = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -114,15 +116,14 @@ class NextTokenTask:
         return loss, {}
 
     def validate(self) -> dict[str, float]:
-        figures = {}
+        """Bits a byte of whole held-out documents of each corpus, in float32."""
+        figures: dict[str, float] = {}
         label = labels(list(self.data.mix))
         for name, texts in self.held_out.items():
             if texts:
-                with torch.autocast(self.device.type, self.compute, enabled=self.compute != torch.float32):
-                    score = bits_per_byte(
-                        self.model, self.tokenizer, texts, self.model.config.context, self.data.validation_documents
-                    )
-                figures[f"bits_per_byte/{label[name]}"] = score.value
+                context, most = self.model.config.context, self.data.validation_documents
+                score = bits_per_byte(self.model, self.tokenizer, texts, context, most)
+                figures |= score.figures(f"bits_per_byte/{label[name]}")
         return figures
 
     def rank(self, figures: dict[str, float]) -> float:
@@ -135,7 +136,7 @@ class NextTokenTask:
         for prompt in PROMPTS:
             told = model.generate(prompt, max_tokens=150, temperature=0.7, seed=1).result().text
             pages.append(f"{prompt}{told}")
-        (directory / f"step-{step:08d}.txt").write_text("\n\n---\n\n".join(pages) + "\n")
+        save_texts(directory, step, pages, PROMPTS)
 
     def about(self) -> About:
         config, mix = self.model.config, self.data.mix

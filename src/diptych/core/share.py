@@ -39,5 +39,10 @@ class Share:
         counted = f"{self.found} of {self.asked}"
         return f"{100 * self.value:.1f} % ({counted}; 95 % interval {100 * low:.1f} to {100 * high:.1f})"
 
+    def figures(self, name: str) -> dict[str, float]:
+        """As figures for a log: `name`, `name`/low, `name`/high and `name`/count."""
+        low, high = self.interval
+        return {name: self.value, f"{name}/low": low, f"{name}/high": high, f"{name}/count": self.asked}
+
     def to_dict(self) -> dict[str, Any]:
         return {"share": self.value, "found": self.found, "asked": self.asked, "interval": list(self.interval)}

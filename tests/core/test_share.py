@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy.stats import binomtest
 
-from diptych.evaluate.share import Z95, Share
+from diptych.core.share import Z95, Share
 
 
 @pytest.mark.parametrize(("found", "asked"), [(0, 7), (1, 3), (88, 176), (165, 176), (176, 176)])

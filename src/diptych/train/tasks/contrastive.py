@@ -1,0 +1,166 @@
+"""Training a pairing: which picture and which caption belong together."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from diptych.core.precision import choose
+from diptych.core.tokenizer import Tokenizer
+from diptych.data import scenes
+from diptych.data.licences import SCENES
+from diptych.data.pairs import PairBatch, ScenePairs, caption, scene_questions
+from diptych.data.rendered import SceneData
+from diptych.image.contrast import LOSSES, contrastive_loss, equal_captions
+from diptych.image.encoders import EncoderConfig
+from diptych.image.matching import measure_matching
+from diptych.image.pairing import Pairing, PairingConfig, PairingModel
+from diptych.image.photo import to_picture
+from diptych.train.card import About
+from diptych.train.recipe import Recipe
+from diptych.train.start import Start
+
+SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(SceneData):
+    """[data]: scenes and their words.
+
+    Args:
+        captions: of the vocabulary's training.
+        vocab_size: tokens of the captions' vocabulary.
+    """
+
+    captions: int = 8000
+    vocab_size: int = 512
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model]: the loss and the sizes of the two towers; see `PairingConfig`."""
+
+    loss: str = "softmax"
+    dimensions: int = 128
+    size: int = 64
+    widths: tuple[int, ...] = (32, 64, 96)
+    encoder: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"model.loss must be one of {', '.join(LOSSES)}, not '{self.loss}'")
+
+
+class ContrastiveTask:
+    """Every row of a batch is measured against every other, so the loss of a batch is not the mean of its parts'."""
+
+    unit = "pictures"
+    is_splittable = False
+    remarks = ()
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.data = recipe.section("data", Data)
+        settings = recipe.section("model", Model)
+        sizes = {name: getattr(settings, name) for name in ("loss", "dimensions", "size", "widths")}
+        encoder_sizes = {"vocab_size": self.data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+        with recipe.checking("model"):
+            PairingConfig.from_dict(sizes | {"encoder": encoder_sizes})
+        if self.data.size < settings.size:
+            with recipe.checking("data", "size"):
+                raise ValueError(f"data.size must be at least model.size ({settings.size}), not {self.data.size}")
+        if recipe.run.batch < 2:
+            with recipe.checking("run", "batch"):
+                raise ValueError("run.batch must be at least 2: a pair is told from the others of its batch")
+        start = Start.of(recipe, "pairing")
+        known = range(min(self.data.captions, self.data.scenes - self.data.held_out))
+        words = (caption(self.data, scenes.scene_at(self.data.seed, index), index, 0) for index in known)
+        with recipe.checking("data", "vocab_size"):
+            tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
+        config = PairingConfig.from_dict(sizes | {"encoder": encoder_sizes | {"vocab_size": tokenizer.size}})
+        if start:
+            start.check("pairing", config.to_dict())
+        self.device, _ = choose()
+        torch.manual_seed(recipe.run.seed)
+        self.model: Pairing = Pairing(config)
+        if start:
+            start.fill(self.model)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.matcher = PairingModel(recipe.name, self.model, tokenizer)
+        self.source = ScenePairs(
+            self.data, tokenizer, config.encoder.length, config.size, recipe.run.seed, recipe.run.batch
+        )
+        held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
+        self.pictures = self.source.scenes.pictures[held_out.start :]
+        self.truth = [self.source.scenes.truth[index] for index in held_out]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
+
+    def count(self, batch: PairBatch) -> int:
+        return len(batch.pictures)
+
+    def loss(self, batch: PairBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        model = self.model
+        model.hold_scale()
+        seen, read = model.see(batch.pictures), model.read(batch.tokens, batch.mask)
+        positives = equal_captions(batch.tokens)
+        loss = contrastive_loss(seen, read, model.log_scale, model.bias, positives, loss=model.config.loss)
+        return loss, {"scale": model.log_scale.exp().item()}
+
+    def validate(self) -> dict[str, float]:
+        """Retrieval among held-out scenes and zero-shot classification of them, shares of 1, in float32."""
+        captions = [scene.caption() for scene in self.truth]
+        return measure_matching(self.matcher, self.pictures, captions, *scene_questions(self.truth)).figures()
+
+    def rank(self, figures: dict[str, float]) -> float:
+        return -figures["to_caption"]
+
+    def sample(self, directory: Path, step: int) -> None:
+        """Held-out pictures, each with the caption that it lies nearest to, in red where that is not its own."""
+        captions = [scene.caption() for scene in self.truth]
+        nearest = (self.matcher.see(self.pictures) @ self.matcher.read(captions).T).argmax(1).tolist()
+        sheet = Image.new("RGB", (4 * 200, -(-min(SHOWN, len(captions)) // 4) * (self.data.size + 34)), "white")
+        draw = ImageDraw.Draw(sheet)
+        for place, found in enumerate(nearest[:SHOWN]):
+            x, y = place % 4 * 200, place // 4 * (self.data.size + 34)
+            sheet.paste(to_picture(torch.from_numpy(self.pictures[place].copy())), (x, y))
+            said = captions[found]
+            split = len(said) if len(said) < 32 else said.rindex(" ", 0, 32)
+            colour = "black" if said == captions[place] else "red"
+            draw.text((x, y + self.data.size + 2), f"{said[:split]}\n{said[split:].strip()}", fill=colour)
+        sheet.save(directory / f"step-{step:08d}.png")
+
+    def about(self) -> About:
+        config = self.model.config
+        return About(
+            made="A pairing in the manner of CLIP: it places pictures and captions in one space of "
+            f"{config.dimensions} dimensions, near each other where they belong together ({config.loss} loss).",
+            example="pictures with captions",
+            data=f"{self.data.scenes - self.data.held_out:,} scenes composed by `diptych.data.scenes` (seed "
+            f"{self.data.seed}), none of them a held-out combination, captioned in a fresh wording at every sight; "
+            f"{self.data.held_out:,} more of the same kind validate.",
+            sources=SCENES,
+            figures={
+                "to_caption": f"pictures whose caption is the nearest of {self.data.held_out}, a share of 1",
+                "to_picture": f"captions whose picture is the nearest of {self.data.held_out}, a share of 1",
+                "zero_shot/": "pictures for which, of the attribute's values, the caption of their own ('a cat') is "
+                "the nearest, a share of 1; nothing was trained to tell them",
+            },
+            limits=(
+                "It knows composed scenes and short English captions of them, nothing else.",
+                f"It sees {config.size} x {config.size} pixels: what is small in a picture is hardly there for it.",
+                "Equal captions count as the same; captions that say the same in other words were trained apart.",
+            ),
+        )
+
+    def save(self, directory: Path, card: str) -> None:
+        self.matcher.save(directory, card)
+
+
+def build(recipe: Recipe) -> ContrastiveTask:
+    return ContrastiveTask(recipe)
