@@ -28,15 +28,16 @@ def written_out(layer: Attention, x, source, mask=None, cos_sin=None):
     heads, kv_heads, size = layer.num_heads, layer.num_kv_heads, layer.head_dim
     project = torch.nn.functional.linear
     queries = project(x, layer.query.weight, layer.query.bias)
-    keys_values = project(source, layer.key_value.weight, layer.key_value.bias)
+    keys = project(source, layer.key.weight, layer.key.bias)
+    values = project(source, layer.value.weight, layer.value.bias)
     rows = []
     for b in range(x.shape[0]):
         heads_seen = []
         for h in range(heads):
             shared = h // (heads // kv_heads)  # which key-value head this query head looks through
             q = queries[b, :, h * size : (h + 1) * size]
-            k = keys_values[b, :, shared * size : (shared + 1) * size]
-            v = keys_values[b, :, (kv_heads + shared) * size : (kv_heads + shared + 1) * size]
+            k = keys[b, :, shared * size : (shared + 1) * size]
+            v = values[b, :, shared * size : (shared + 1) * size]
             if layer.query_norm is not None:
                 q = q / (q.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.query_norm.weight
                 k = k / (k.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.key_norm.weight

@@ -22,7 +22,8 @@ def test_feedforward_is_its_formula(activation, is_gated, has_bias):
     x = torch.randn(2, 3, 6, dtype=torch.float64)
     hidden = x @ layer.up.weight.T + (layer.up.bias if has_bias else 0)
     bend = FORMULA[activation]
-    hidden = bend(hidden[..., :10]) * hidden[..., 10:] if is_gated else bend(hidden)  # Shazeer 2020, eq. 6
+    gate = bend(x @ layer.gate.weight.T + (layer.gate.bias if has_bias else 0)) if is_gated else None
+    hidden = bend(hidden) if gate is None else gate * hidden  # Shazeer 2020, eq. 6
     expected = hidden @ layer.down.weight.T + (layer.down.bias if has_bias else 0)
     assert torch.allclose(layer(x), expected, atol=1e-12)
     assert (layer.up.bias is not None) == (layer.down.bias is not None) == has_bias

@@ -46,7 +46,8 @@ class Attention(nn.Module):
         self.head_dim = width // num_heads if head_dim is None else head_dim
         source = width if context_width is None else context_width
         self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_bias)
-        self.key_value = nn.Linear(source, 2 * self.num_kv_heads * self.head_dim, bias=has_bias)
+        self.key = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_bias)
+        self.value = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_bias)
         self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_bias)
         self.query_norm = RMSNorm(self.head_dim) if has_qk_norm else None
         self.key_norm = RMSNorm(self.head_dim) if has_qk_norm else None
@@ -75,9 +76,8 @@ class Attention(nn.Module):
         """
         source = x if context is None else context
         q = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
-        k, v = (
-            self.key_value(source).unflatten(-1, (2 * self.num_kv_heads, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
-        )
+        k = self.key(source).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        v = self.value(source).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:

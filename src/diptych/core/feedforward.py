@@ -11,10 +11,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.
 
 
 class FeedForward(nn.Module):
-    """down(act(gate(x)) * up(x)) when gated (Shazeer 2020, "GLU variants"), down(act(up(x))) when not.
-
-    Gate and up are one matrix, `up`, whose first half is the gate: one product instead of two.
-    """
+    """down(act(gate(x)) * up(x)) when gated (Shazeer 2020, "GLU variants"), down(act(up(x))) when not."""
 
     def __init__(
         self, width: int, hidden: int, *, activation: str = "silu", is_gated: bool = True, has_bias: bool = False
@@ -23,16 +20,12 @@ class FeedForward(nn.Module):
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         self.activation = activation
-        self.is_gated = is_gated
-        self.up = nn.Linear(width, hidden * (2 if is_gated else 1), bias=has_bias)
+        self.gate = nn.Linear(width, hidden, bias=has_bias) if is_gated else None
+        self.up = nn.Linear(width, hidden, bias=has_bias)
         self.down = nn.Linear(hidden, width, bias=has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
-        if not self.is_gated:
-            hidden: Tensor = activate(self.up(x))
-        else:
-            gate, up = self.up(x).chunk(2, dim=-1)
-            hidden = activate(gate) * up
+        hidden: Tensor = activate(self.up(x)) if self.gate is None else activate(self.gate(x)) * self.up(x)
         narrowed: Tensor = self.down(hidden)
         return narrowed

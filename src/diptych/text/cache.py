@@ -21,14 +21,23 @@ class KeyValueCache:
         slots: sequences to hold at first.
         length: tokens of each to hold at first, at most the context.
         dtype: of keys and values, that of the decoder's computation.
+        num_kv_heads: heads here; fewer than config's where they are divided over processes.
     """
 
     def __init__(
-        self, config: DecoderConfig, slots: int, length: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        slots: int,
+        length: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        num_kv_heads: int | None = None,
     ) -> None:
         self.config = config
         length = min(length, config.context)
-        shape = (config.num_layers, 2, slots, config.num_kv_heads, length, config.head_dim)
+        heads = config.num_kv_heads if num_kv_heads is None else num_kv_heads
+        shape = (config.num_layers, 2, slots, heads, length, config.head_dim)
         self._kept = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths: list[int] = [0] * slots
         self._free = list(range(slots))[::-1]

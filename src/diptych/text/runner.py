@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diptych.core.attention import Attention
 from diptych.core.randomness import check_seed, uniform
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.trace import Trace
@@ -182,7 +183,10 @@ class TextRunner:
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         weight = decoder.embedding.weight
         self._device = weight.device
-        self._cache = KeyValueCache(decoder.config, slots, FIRST_LENGTH, weight.device, weight.dtype)
+        heads = next(module for module in decoder.modules() if isinstance(module, Attention)).num_kv_heads
+        self._cache = KeyValueCache(
+            decoder.config, slots, FIRST_LENGTH, weight.device, weight.dtype, num_kv_heads=heads
+        )
 
     def admit(self, request: TextRequest) -> TextJob:
         """Raises: ValueError for a prompt that does not fit the context or has tokens that the model does not know."""

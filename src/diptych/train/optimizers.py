@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from diptych.train.muon import Muon
+from diptych.train.ranks import Ranks
 from diptych.train.recipe import OptimizerSettings
 
 
@@ -70,7 +71,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def clip_gradients(model: nn.Module, most: float) -> float:
+def clip_gradients(model: nn.Module, most: float, ranks: Ranks) -> float:
     """Scale all gradients down to a norm of `most` where it is larger (0 never does).
 
     Returns:
@@ -79,8 +80,11 @@ def clip_gradients(model: nn.Module, most: float) -> float:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     square = 0.0
     for alike in _by_mesh(gradients):
-        norm = nn.utils.get_total_norm(alike)
-        square += (norm.full_tensor() if isinstance(norm, DTensor) else norm).double().item() ** 2
+        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in alike]
+        norms = torch.stack(torch._foreach_norm(local)).double()
+        holders = torch.tensor([ranks.holders(gradient) for gradient in alike], device=norms.device)
+        square += float((norms.square() / holders).sum())
+    (square,) = ranks.sums(square)
     total = math.sqrt(square) if math.isfinite(square) else square
     if most and math.isfinite(total):
         scale = most / (total + 1e-6)

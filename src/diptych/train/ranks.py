@@ -4,16 +4,21 @@ Everything here is torch's own: the process group that torchrun describes, a dev
 model code knows nothing of it. With one process there is no group, and every method is the identity.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 
 from diptych.train.recipe import ParallelSettings
+from diptych.train.tensor_parallel import divide
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,12 @@ class Ranks:
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # torchrun keeps one store over its restarts; without a name of their own, processes that are started again
+            # would look for those that are gone.
+            store, rank, _ = next(rendezvous("env://"))
+            attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
         shape = (settings.replicate, settings.shard, settings.tensor)
         return cls(settings, init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tensor")))
 
@@ -60,26 +70,49 @@ class Ranks:
         return int(replicate) * self.settings.shard + int(shard)
 
     def spread(self, networks: Sequence[nn.Module]) -> None:
-        """Shard the weights of what is called, block by block (FSDP2; hybrid where replicate > 1)."""
+        """Divide the matrices of the transformer blocks, and shard the weights of what is called, block by block
+        (FSDP2; hybrid where replicate > 1).
+
+        Raises:
+            ValueError: heads or units that do not divide.
+        """
         if self.mesh is None:
             return
         from torch.distributed.fsdp import fully_shard
 
+        if self.settings.tensor > 1:
+            for network in networks:
+                divide(network, self.mesh["tensor"])
         data = self.mesh["replicate", "shard"]
         for network in networks:
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP knows no other
             for block in blocks_of(network):
                 fully_shard(block, mesh=data)
             fully_shard(network, mesh=data)
 
-    def total(self, *numbers: float) -> list[float]:
-        """Each number summed over the processes that read different rows."""
+    def sums(self, *numbers: float) -> list[float]:
+        """Each number summed over all processes."""
         if self.mesh is None:
             return list(numbers)
-        summed = torch.tensor(numbers, dtype=torch.float64)
-        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        summed = summed.to(device)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        summed = torch.tensor(numbers, dtype=torch.float64, device=device)
         dist.all_reduce(summed)
-        return [number / self.settings.tensor for number in summed.tolist()]
+        found: list[float] = summed.tolist()
+        return found
+
+    def total(self, *numbers: float) -> list[float]:
+        """Each number summed over the processes that read different rows."""
+        return [number / self.settings.tensor for number in self.sums(*numbers)]
+
+    def holders(self, tensor: Tensor) -> float:
+        """How many processes hold each number of a tensor."""
+        if self.mesh is None:
+            return 1
+        if not isinstance(tensor, DTensor):
+            return dist.get_world_size()
+        mesh = tensor.device_mesh
+        shards = [mesh.size(axis) for axis, placement in enumerate(tensor.placements) if placement.is_shard()]
+        return dist.get_world_size() / math.prod(shards)
 
     def wait(self) -> None:
         """Until all have come here."""

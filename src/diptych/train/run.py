@@ -47,6 +47,8 @@ class RunDirectory:
         """
         self.samples.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
+        for unfinished in self.checkpoints.glob(".*.part"):  # of a start that was killed in writing it
+            shutil.rmtree(unfinished, ignore_errors=True)
         about = {"recipe": recipe.resolved(), "made_with": surroundings()}
         kept = self.path / "recipe.json"
         if kept.is_file() and self.steps():
@@ -95,7 +97,6 @@ class RunDirectory:
         unfinished = self.checkpoints / f".{place.name}.part"
         with _room(place):
             if ranks.is_first:
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed in writing it
                 unfinished.mkdir()
             ranks.wait()
             for name, tensors in parts.items():

@@ -66,10 +66,12 @@ class Start:
         with self.recipe.checking("run", "init_from"):
             tensors = weights.read_tensors(self.directory)
             for key in [key for key in tensors if key.endswith("feed_forward.down.weight")]:
-                up, down = tensors[key.replace(".down.", ".up.")], tensors[key]  # (hidden or 2 hidden, C), (C, hidden)
-                halves = up.unflatten(0, (-1, down.shape[1]))  # gate and up, or up alone
-                strength = halves.float().norm(dim=-1).prod(0) * down.float().norm(dim=0)
+                readers = [key.replace(".down.", f".{name}.") for name in ("gate", "up")]
+                readers = [name for name in readers if name in tensors]
+                strength = tensors[key].float().norm(dim=0)  # (hidden,)
+                for name in readers:
+                    strength = strength * tensors[name].float().norm(dim=1)
                 kept = strength.topk(hidden).indices.sort().values
-                tensors[key] = down[:, kept]
-                tensors[key.replace(".down.", ".up.")] = halves[:, kept].flatten(0, 1)
+                tensors[key] = tensors[key][:, kept]
+                tensors |= {name: tensors[name][kept] for name in readers}
             weights.fill(module, tensors.items(), self.directory)

@@ -72,7 +72,7 @@ class Stepper:
                 # FSDP takes the mean of the processes' gradients, and the sum is wanted.
                 (mean * (count / total * self.ranks.readers)).backward()
         (loss,) = self.ranks.total(loss)
-        norm = clip_gradients(model, self.clip)
+        norm = clip_gradients(model, self.clip, self.ranks)
         refused = ""
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers:
