@@ -199,6 +199,9 @@ def test_samples_across_the_training_are_written(diptych, runs, folder):
         (["show", "first", "--png", "a.jpg"], 2, "'a.jpg' must end in .png"),
         (["show", "first", "--page", "no/a.md"], 2, "the output folder 'no' does not exist"),
         (["compare", "first", "torn"], 1, "the run 'runs/torn' has no metrics to draw"),
+        (["average", "first", "0.1", "--out", "new"], 1, "'runs/first' has no finished model"),
+        (["average", "first", "0.1", "--out", "no/new"], 2, "the output folder 'no' does not exist"),
+        (["average", "first", "0.1", "--out", "runs"], 2, "'runs' exists; name a folder that does not"),
         (["--json", "show", "first"], 2, "--json stands behind the command: 'diptych runs show --json'"),
     ],
 )

@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diptych.core.randomness import normal
-from diptych.train.averages import PowerAverages, gamma_of, save_snapshot, snapshot_path, synthesise
+from diptych.train.averages import (
+    PowerAverages,
+    average_model,
+    gamma_of,
+    save_snapshot,
+    snapshot_path,
+    synthesise,
+)
 
 
 @pytest.mark.parametrize(("length", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
@@ -67,3 +75,30 @@ def test_an_impossible_length_is_refused(tmp_path: Path, length: float) -> None:
 def test_no_snapshots_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no snapshots; run\.snapshot_every makes them"):
         synthesise(tmp_path, 0.1)
+
+
+def test_a_finished_model_takes_another_average_afterwards(tmp_path: Path) -> None:
+    """What the run does not average (here a tensor of another network) stays as it is, in the file's own precision."""
+    averages = PowerAverages(model := nn.Linear(3, 2))
+    for step in range(8):
+        with torch.no_grad():
+            model.weight.copy_(normal((2, 3), seed=step))
+        averages.update(model, step)
+        save_snapshot(snapshot_path(made_folder(tmp_path / "snapshots"), step + 1), averages.tensors(), step + 1)
+    made_folder(tmp_path / "model")
+    kept = {name: value.bfloat16() for name, value in model.state_dict().items()} | {"other.weight": torch.ones(2)}
+    save_file(kept, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "README.md").write_text("# tiny\n")
+    average_model(tmp_path, 0.1, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(found["weight"], synthesise(tmp_path / "snapshots", 0.1)["weight"].bfloat16())
+    assert not torch.equal(found["weight"], kept["weight"])
+    assert torch.equal(found["other.weight"], kept["other.weight"])
+    assert "averaged over 0.1 of the training" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ValueError, match="has no finished model"):
+        average_model(tmp_path / "out", 0.1, tmp_path / "again")
+
+
+def made_folder(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path

@@ -69,6 +69,26 @@ def show(
 
 
 @app.command()
+def average(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="Its name in the folder of the runs, or its path.")],
+    length: Annotated[float, typer.Argument(help="What the average spans, as a share of the training: 0.01 to 0.25.")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes, a folder that does not exist yet.")],
+    folder: Folder = None,
+) -> None:
+    """Average the weights of a finished run anew, over a length chosen now (needs run.snapshot_every)."""
+    if out.exists():
+        raise UsageError(f"'{out}' exists; name a folder that does not")
+    if not out.parent.is_dir():
+        raise UsageError(f"the output folder '{out.parent}' does not exist; create it or choose another")
+    found = _find(run, folder or context.obj or RUNS)
+    from diptych.train.averages import average_model
+
+    average_model(found.path, length, out)
+    print(f"{out}: the model of {found.path}, averaged over {length:g} of its training")
+
+
+@app.command()
 def compare(
     context: typer.Context,
     runs: Annotated[list[str], typer.Argument(help="Two runs or more.", metavar="RUN RUN...")],

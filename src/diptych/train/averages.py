@@ -1,14 +1,15 @@
 """Averages of the weights over training: a running one, and one whose length is chosen when training is over."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych.core.files import atomic_file
+from diptych.core.files import atomic_directory, atomic_file
 
 Tensors = dict[str, Tensor]
 LENGTHS = (0.05, 0.10)  # of the two averages that snapshots hold, as shares of training (Karras et al. 2024, sec. 3.1)
@@ -110,6 +111,29 @@ def synthesise(folder: Path, length: float) -> Tensors:
                 share = weights[place * len(LENGTHS) + int(index)]
                 total[name] = total.get(name, torch.zeros(tensor.shape, dtype=torch.float32)) + share * tensor.float()
     return total
+
+
+def average_model(run: Path, length: float, out: Path) -> None:
+    """The finished model of a run with the weights averaged over `length` of its training, as a checkpoint at `out`.
+
+    Raises:
+        ValueError: as `synthesise`, or a run without a finished model.
+    """
+    model = run / "model"
+    if not model.is_dir():
+        raise ValueError(f"'{run}' has no finished model")
+    averaged = synthesise(run / "snapshots", length)
+    with atomic_directory(out) as temporary:
+        shutil.copytree(model, temporary, dirs_exist_ok=True)
+        for file in temporary.glob("*.safetensors"):
+            tensors = load_file(file)
+            kept = {name: averaged[name].to(value.dtype) for name, value in tensors.items() if name in averaged}
+            save_file(tensors | {name: value.contiguous() for name, value in kept.items()}, file)
+        with (temporary / "README.md").open("a", encoding="utf-8") as card:
+            card.write(
+                f"\n## Another average\n\nThe weights here are averaged over {length:g} of the training (Karras et al. "
+                "2024), put together when it was over; the figures above are those of the run's own average.\n"
+            )
 
 
 def _overlap(t1: np.ndarray, g1: np.ndarray, t2: np.ndarray, g2: np.ndarray) -> np.ndarray:
