@@ -17,7 +17,7 @@ from diptych.data.trouble import Troubles
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
-from diptych.train.card import About
+from diptych.train.card import About, earlier_stages
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_texts
 from diptych.train.start import Start
@@ -166,6 +166,8 @@ class NextTokenTask:
         )
 
     def save(self, directory: Path, card: str) -> None:
+        if self.recipe.run.init_from:
+            card += earlier_stages(self.recipe.run.init_from)
         TextModel(self.recipe.name, self.model, self.tokenizer).save(directory, card, dtype=torch.bfloat16)
 
 
