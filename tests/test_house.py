@@ -241,13 +241,13 @@ def shipped() -> list[Path]:
     return sorted(path.parent for path in (PACKAGE / "models").glob("*/config.json"))
 
 
-def test_shipped_models_are_safetensors_and_together_below_60_mebibytes():
+def test_shipped_models_are_safetensors_and_together_below_60_megabytes():
     assert {directory.name for directory in shipped()} == {"brush", "judge", "quill"}
     allowed = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
     for directory in shipped():
         assert {path.name for path in directory.iterdir()} <= allowed
         assert isinstance(json.loads((directory / "config.json").read_text(encoding="utf-8")), dict)
-    assert sum(path.stat().st_size for path in (PACKAGE / "models").rglob("*") if path.is_file()) < 60 * 2**20
+    assert sum(path.stat().st_size for path in (PACKAGE / "models").rglob("*") if path.is_file()) < 60_000_000
 
 
 @pytest.mark.parametrize("directory", shipped(), ids=lambda path: path.name)
