@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 	@mkdir -p demo
 	@$(BIN)/diptych image "a cat wearing sunglasses on a beach at sunset" --seed 14 --out demo/cat.png --trace demo/cat.trace
 	@$(BIN)/diptych trace film demo/cat.trace --out demo/film.png
-	@$(BIN)/diptych text "Once upon a time" --seed 1 --out demo/story.txt
+	@$(BIN)/diptych text "Once upon a time" --seed 7 --out demo/story.txt
 	@echo
 	@echo "the picture     demo/cat.png     how it was painted   demo/film.png"
 	@echo "the story       demo/story.txt   every step           demo/cat.trace"
