@@ -19,6 +19,7 @@ from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.objective import autoencoder_loss, peak_signal_to_noise
 from diptych.image.photo import to_picture
 from diptych.train.card import About
+from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -184,3 +185,43 @@ class AutoencoderTask:
 
 def build(recipe: Recipe) -> AutoencoderTask:
     return AutoencoderTask(recipe)
+
+
+MEASURED = 512  # pictures that the finished latents are measured on
+
+
+def outline(recipe: Recipe) -> Outline:
+    data, settings = recipe.section("data", Data), recipe.section("model", Model)
+    names = ("latent_channels", "fold", "widths", "encoder_blocks", "decoder_blocks")
+    with recipe.checking("model"):
+        config = AutoencoderConfig.from_dict({name: getattr(settings, name) for name in names})
+    side = data.size // config.downsampling
+
+    def make() -> nn.Module:
+        model = Autoencoder(config)
+        model.encoder.requires_grad_(settings.trains_encoder)
+        return channels_last(model)
+
+    def pictures(rows: int) -> Tensor:
+        return torch.randn(rows, 3, data.size, data.size).contiguous(memory_format=torch.channels_last)
+
+    def batch(rows: int) -> PictureBatch:
+        return PictureBatch(pictures(rows), torch.randn(rows, config.latent_channels, side, side))
+
+    def loss(model: Autoencoder, batch: PictureBatch) -> Tensor:
+        weights = {"edge_weight": settings.edge_weight, "kl_weight": settings.kl_weight}
+        return autoencoder_loss(model, *batch, **weights)[0]
+
+    def validate(model: Autoencoder) -> None:
+        if settings.trains_encoder:
+            model.measure(pictures(max(MEASURED, data.held_out)))
+        model.decode(model.encode(pictures(32)))
+
+    return Outline(
+        make=make,
+        networks=lambda model: [model.encoder, model.decoder],
+        batch=batch,
+        loss=loss,
+        unit=AutoencoderTask.unit,
+        validate=validate,
+    )

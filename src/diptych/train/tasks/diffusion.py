@@ -23,10 +23,12 @@ from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
 from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
+from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
 from diptych.train.card import About, earlier_stage
+from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -340,3 +342,52 @@ def trained_autoencoder(directory: str) -> Autoencoder:
 
 def build(recipe: Recipe) -> DiffusionTask:
     return DiffusionTask(recipe)
+
+
+class _Middling(NoisePath):
+    """A path on which every noise level is the middle one: a plan knows shapes and no numbers."""
+
+    def coefficients(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        half = torch.full_like(times, 0.5**0.5, dtype=torch.float32)
+        return half, half
+
+
+def outline(recipe: Recipe) -> Outline:
+    """Where the autoencoder is not trained yet, one of the usual sizes is assumed."""
+    data, settings = recipe.section("data", Data), recipe.section("model", Model)
+    has_autoencoder = (Path(data.autoencoder) / "config.json").is_file()
+    with recipe.checking("data", "autoencoder"):
+        known = read_config(data.autoencoder).get("autoencoder", {}) if has_autoencoder else {}
+        latent = AutoencoderConfig.from_dict(known)
+    encoder_sizes = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+    unet_sizes = {"channels": latent.latent_channels} | recipe.sizes("model.unet", UNetConfig)
+    with recipe.checking("model"):
+        encoder = EncoderConfig.from_dict(encoder_sizes)
+        unet = UNetConfig.from_dict({"context_width": encoder.width} | unet_sizes)
+    shape = (unet.channels, data.size // latent.downsampling, data.size // latent.downsampling)
+    path = _Middling("middling", True, np.log, np.exp)
+
+    def batch(rows: int) -> DiffusionBatch:
+        tokens = torch.zeros(rows, encoder.length, dtype=torch.int64)
+        latents, times = torch.randn(rows, *shape), torch.full((rows,), 0.5, dtype=torch.float64)
+        return DiffusionBatch(latents, torch.randn_like(latents), times, tokens, torch.ones_like(tokens).bool())
+
+    def loss(model: nn.ModuleDict, batch: DiffusionBatch) -> Tensor:
+        context = model["encoder"](batch.tokens, batch.mask)
+        noisy = (batch.latents, batch.noise, batch.times, context, batch.mask)
+        return noise_prediction_loss(model["unet"], path, *noisy, weighting=settings.weighting)[0]
+
+    with torch.device("meta"):
+        frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
+    missing = f"no autoencoder at '{data.autoencoder}' yet: one of {latent.latent_channels} channels is assumed"
+    return Outline(
+        make=lambda: nn.ModuleDict({"encoder": TextEncoder(encoder), "unet": channels_last(UNet(unet))}),
+        networks=lambda model: [model["encoder"], model["unet"]],
+        batch=batch,
+        loss=loss,
+        unit=DiffusionTask.unit,
+        validate=lambda model: loss(model, batch(32)),
+        validations=data.held_out / 32,
+        beside=frozen,
+        remarks=() if has_autoencoder else (missing,),
+    )

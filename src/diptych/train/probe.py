@@ -1,0 +1,155 @@
+"""What a few real steps take on this machine, in a process of their own, so that its memory is that of a run.
+
+`python -m diptych.train.probe` reads one JSON object (a `Request`) from standard input and writes one (a `Probe`).
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LEAST, MOST = 2, 6  # steps that are timed, after one that warms up
+
+
+@dataclass(frozen=True)
+class Request:
+    """Args:
+    recipe, overrides: as for `read_recipe`.
+    rows: of one part, the most that may be tried.
+    seconds: for all steps together, roughly.
+    threads: of the CPU; None is all.
+    dtype: as for `diptych train`.
+    """
+
+    recipe: str
+    overrides: list[str]
+    rows: int
+    seconds: float
+    threads: int | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Args:
+    rows: that the last steps had.
+    seconds: a step of one row, and of `rows` rows.
+    process: bytes before there was a model.
+    peak: bytes, the most that there were.
+    """
+
+    rows: int
+    one_row: float
+    seconds: float
+    process: int
+    peak: int
+
+    def step_seconds(self, rows: int) -> float:
+        """A step of any number of rows, in a straight line through the two that were timed."""
+        if self.rows == 1:
+            return self.seconds * rows
+        each = max(0.0, self.seconds - self.one_row) / (self.rows - 1)
+        return self.seconds + each * (rows - self.rows)
+
+
+def probe(request: Request) -> Probe:
+    """Raises: ValueError, in one line, where the steps fail."""
+    command = [sys.executable, "-m", "diptych.train.probe"]
+    done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ValueError(f"the machine could not be measured: {said[-1]}")
+    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(request: Request) -> Probe:
+    """The same in this process."""
+    import torch
+    from torch import nn
+
+    from diptych.core.precision import choose
+    from diptych.train.optimizers import make_optimizers
+    from diptych.train.outline import outline_of
+    from diptych.train.ranks import ALONE, blocks_of
+    from diptych.train.recipe import read_recipe
+    from diptych.train.state import State
+    from diptych.train.step import Stepper, prepare
+
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    recipe = read_recipe(request.recipe, request.overrides)
+    device, compute = choose(None, request.dtype)
+    outline = outline_of(recipe)
+    process = _resident() if device.type == "cpu" else 0
+
+    class Steps:
+        """The outline, as far as the stepper wants a task."""
+
+        model: nn.Module = outline.make().to(device)
+
+        def count(self, batch: Any) -> int:
+            return len(batch[0])
+
+        def loss(self, batch: Any, step: int) -> Any:
+            return outline.loss(self.model, batch), {}
+
+    task: Any = Steps()
+    prepare(
+        outline.networks(task.model), recompute=recipe.run.recompute, compile=recipe.run.compile, blocks=blocks_of
+    )
+    optimizers = make_optimizers(task.model, recipe.optimizer, compute)
+    state = State(task.model, optimizers, recipe.run.average, with_snapshots=recipe.run.snapshot_every > 0)
+    stepper = Stepper(task, optimizers, ALONE, device, compute, recipe.optimizer.clip, recipe.run.seed)
+    task.model.train()
+
+    def timed(rows: int, until: float) -> Iterator[float]:
+        """Seconds of steps after the first: at least LEAST, at most MOST, as many as there is time for."""
+        for count in range(MOST + 1):
+            batch = outline.batch(rows)
+            started = time.perf_counter()
+            done = stepper([batch], state.step, 0.0)
+            state.advance(done, 0.0)
+            ended = time.perf_counter()
+            if count:
+                yield ended - started
+            if count >= LEAST and ended > until:
+                return
+
+    began = time.perf_counter()
+    one_row = statistics.median(timed(1, began))
+    left = request.seconds - (time.perf_counter() - began)
+    rows = max(1, min(request.rows, int(left / (LEAST + 1) / one_row)))
+    seconds = one_row if rows == 1 else statistics.median(timed(rows, began + request.seconds))
+    peak = _most() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
+    return Probe(rows, one_row, seconds, process, peak)
+
+
+def _resident() -> int:
+    from pathlib import Path
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return _most()
+    import os
+
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _most() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(asdict(measure(Request(**json.loads(sys.stdin.read()))))))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        sys.exit(str(error).splitlines()[0])
