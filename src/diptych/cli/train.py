@@ -1,14 +1,12 @@
 """`diptych train`: a recipe becomes a model, with a bar that says how far it is and a run that can be stopped."""
 
-import json
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +29,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder. [runs/NAME OF THE RECIPE]")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's run.seed.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved aside.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the recipe with all its settings, and stop.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print all settings and where each came from, and stop.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [all]")] = None,
     dtype: frame.Dtype = None,
 ) -> None:
@@ -46,7 +44,10 @@ def train(
     with frame.settings():
         chosen = read_recipe(recipe, overrides)
     if show:
-        print("\n".join(_toml(chosen.resolved())))
+        from diptych.train.shown import shown
+
+        with frame.settings():
+            print(shown(chosen), end="")
         return
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"the output folder '{out.parent}' does not exist; create it or choose another")
@@ -122,26 +123,6 @@ def _move_aside(folder: Path) -> None:
         number += 1
     folder.rename(aside)
     frame.say(f"the old run is now {aside}")
-
-
-def _toml(tables: dict[str, Any]) -> Iterator[str]:
-    for section, table in tables.items():
-        yield f"[{section}]"
-        for key, value in table.items():
-            yield f"{_key(key)} = {_value(value)}"
-        yield ""
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in JSON and TOML
 
 
 @contextmanager

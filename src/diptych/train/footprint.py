@@ -76,6 +76,11 @@ class Footprint:
         return sum(self.peak.values()) - self.staying
 
     @property
+    def stepping(self) -> int:
+        """The same of a step alone, without validation."""
+        return max(sum(self.step.values()), sum(self.update.values())) - self.staying
+
+    @property
     def staying(self) -> int:
         return sum(self.kept[kind] for kind in ("weights", "optimizer", "averages"))
 

@@ -8,11 +8,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-LEAST, MOST = 2, 6  # steps that are timed, after one that warms up
+MOST = 6  # steps of one kind that are timed, after one that warms up
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,17 @@ class Request:
 class Probe:
     """Args:
     rows: that the last steps had.
-    seconds: a step of one row, and of `rows` rows.
+    seconds: forward and backward of `rows` rows.
+    update: seconds of the optimizers and averages.
     process: bytes before there was a model.
     peak: bytes, the most that there were.
     """
 
     rows: int
-    one_row: float
     seconds: float
+    update: float
     process: int
     peak: int
-
-    def step_seconds(self, rows: int) -> float:
-        """A step of any number of rows, in a straight line through the two that were timed."""
-        if self.rows == 1:
-            return self.seconds * rows
-        each = max(0.0, self.seconds - self.one_row) / (self.rows - 1)
-        return self.seconds + each * (rows - self.rows)
 
 
 def probe(request: Request) -> Probe:
@@ -106,26 +99,34 @@ def measure(request: Request) -> Probe:
     stepper = Stepper(task, optimizers, ALONE, device, compute, recipe.optimizer.clip, recipe.run.seed)
     task.model.train()
 
-    def timed(rows: int, until: float) -> Iterator[float]:
-        """Seconds of steps after the first: at least LEAST, at most MOST, as many as there is time for."""
-        for count in range(MOST + 1):
-            batch = outline.batch(rows)
-            started = time.perf_counter()
-            done = stepper([batch], state.step, 0.0)
-            state.advance(done, 0.0)
-            ended = time.perf_counter()
-            if count:
-                yield ended - started
-            if count >= LEAST and ended > until:
-                return
+    updates = [0.0]
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(lambda *_: updates.append(updates.pop() - time.perf_counter()))
+        optimizer.register_step_post_hook(lambda *_: updates.append(updates.pop() + time.perf_counter()))
 
-    began = time.perf_counter()
-    one_row = statistics.median(timed(1, began))
-    left = request.seconds - (time.perf_counter() - began)
-    rows = max(1, min(request.rows, int(left / (LEAST + 1) / one_row)))
-    seconds = one_row if rows == 1 else statistics.median(timed(rows, began + request.seconds))
+    def timed(rows: int, least: int, until: float) -> tuple[float, float]:
+        """Seconds of forward and backward, and of the update: medians of at least `least` steps, and of as many as
+        there is time for, after one that is not counted."""
+        times = []
+        while len(times) <= least or (time.perf_counter() < until and len(times) <= MOST):
+            batch = outline.batch(rows)
+            updates[0], started = 0.0, time.perf_counter()
+            done = stepper([batch], state.step, 0.0)
+            stepped = time.perf_counter()
+            state.advance(done, 0.0)
+            update = updates[0] + time.perf_counter() - stepped
+            times.append((time.perf_counter() - started - update, update))
+        ones, others = zip(*times[1:], strict=True)
+        return statistics.median(ones), statistics.median(others)
+
+    until = time.perf_counter() + request.seconds
+    seconds, update = timed(1, 1, 0.0)
+    rows = int(((until - time.perf_counter()) / 3 - update) / seconds)
+    rows = max(1, min(request.rows, rows))
+    if rows > 1:
+        seconds, update = timed(rows, 2, until)
     peak = _most() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
-    return Probe(rows, one_row, seconds, process, peak)
+    return Probe(rows, seconds, update, process, peak)
 
 
 def _resident() -> int:

@@ -54,8 +54,10 @@ class Data(SceneData):
 @dataclass(frozen=True)
 class Model:
     """[model]: the path, how noise levels are weighted against each other (`objective.WEIGHTINGS`), the share of
-    captions left out (for guidance), and the sizes of the two networks."""
+    captions left out (for guidance), and the sizes of the two networks. `depth` is the one dial: what it comes to is
+    written into the others when the recipe is read (see `train.dial`); 0 is none."""
 
+    depth: int = 0
     path: str = "ddpm-cosine"
     weighting: str = "simple"
     caption_dropout: float = 0.1
