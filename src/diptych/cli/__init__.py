@@ -14,6 +14,7 @@ COMMANDS = {
     "image": "paint a picture from a prompt, step by step",
     "noise": "show how a photo turns into static",
     "train": "train a model from a recipe",
+    "plan": "say what training a recipe will take",
     "evaluate": "measure how good a model is",
     "trace": "look at a recorded generation: film, show",
     "models": "list the bundled models",

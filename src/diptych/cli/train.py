@@ -15,7 +15,6 @@ from diptych.cli import UsageError, frame
 if TYPE_CHECKING:
     from diptych.train.loop import Progress
     from diptych.train.recipe import Recipe
-    from diptych.train.tasks import Task
 
 RUNS = Path("runs")
 PAUSE = 20.0  # seconds between lines in a pipe
@@ -29,7 +28,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder. [runs/NAME OF THE RECIPE]")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's run.seed.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved aside.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings and where each came from, and stop.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print all settings and where each came from, and stop.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [all]")] = None,
     dtype: frame.Dtype = None,
 ) -> None:
@@ -59,8 +60,10 @@ def train(
     from diptych.core.precision import choose
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
+    from diptych.train.plan import check_start
     from diptych.train.ranks import Ranks
     from diptych.train.run import RunDirectory
+    from diptych.train.tasks import build
 
     with frame.settings():
         device, _ = choose(None, dtype)
@@ -68,7 +71,11 @@ def train(
     is_first = ranks.is_first
     if threads:
         torch.set_num_threads(threads)
-    task = _build(chosen)
+    if ranks.mesh is None:
+        with _refusing(chosen):
+            check_start(chosen, folder, dtype=dtype)
+    with _refusing(chosen):
+        task = build(chosen)
     if fresh and is_first:
         _move_aside(folder)
     ranks.wait()
@@ -102,12 +109,11 @@ def train(
     print(f"{run.model}: {chosen.run.steps} steps, {minutes:.1f} minutes{'; validation: ' if about else ''}{about}")
 
 
-def _build(recipe: "Recipe") -> "Task":
-    """The task; what is wrong in the recipe is wrong usage, what is missing on the machine is a failure."""
-    from diptych.train.tasks import build
-
+@contextmanager
+def _refusing(recipe: "Recipe") -> Iterator[None]:
+    """What is wrong in the recipe is wrong usage, what is missing on the machine is a failure."""
     try:
-        return build(recipe)
+        yield
     except ValueError as error:
         if str(error).startswith(str(recipe.path)) or str(error).startswith("unknown objective"):
             raise UsageError(str(error)) from error

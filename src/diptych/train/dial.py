@@ -18,6 +18,7 @@ from typing import Any
 
 BATCH_POWER = 0.383
 HEAD = 64
+DECODER_SIZES = ("width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ IMAGE = Anchor(unet_width(8), unet_parameters(unet_width(8), 1), 32, 2.4e-3, 8e-
 
 def best_batch(anchor: Anchor, parameters: float) -> float:
     """Tokens or pictures a step."""
-    return anchor.batch * (parameters / anchor.parameters) ** BATCH_POWER
+    growth: float = (parameters / anchor.parameters) ** BATCH_POWER
+    return anchor.batch * growth
 
 
 def learning_rate(anchor: Anchor, optimizer: str, width: int, batch: float) -> float:
@@ -68,6 +70,13 @@ def learning_rate(anchor: Anchor, optimizer: str, width: int, batch: float) -> f
     narrowing = (anchor.width / width) ** (0.5 if is_muon else 1.0)
     rate = (anchor.muon if is_muon else anchor.adamw) * narrowing * math.sqrt(batch / anchor.batch)
     return float(f"{rate:.3g}")
+
+
+def follows(tables: Mapping[str, Any]) -> frozenset[str]:
+    """The sizes that `DecoderConfig.from_depth` works out where the recipe does not set them, as "section.key"."""
+    has_dial = _table(tables, "run").get("objective") == "next-token" and "depth" in _table(tables, "model")
+    names = (f"model.overrides.{key}" for key in DECODER_SIZES) if has_dial else ()
+    return frozenset(name for name in names if not _is_set(tables, name))
 
 
 def derive(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def derive(tables: Mapping[str, Any]) -> dict[str, Any]:
             "model.unet.has_attention": [False, True],
             "model.encoder.width": 2 * width,
             "model.encoder.num_layers": max(1, round(depth / 4)),
-            "model.encoder.num_heads": 2 * _whole(encoder.get("width"), 2 * width) // (2 * HEAD) or 1,
+            "model.encoder.num_heads": max(1, _whole(encoder.get("width"), 2 * width) // HEAD),
         }
         if given is not None and "has_attention" not in unet:
             del sizes["model.unet.has_attention"]  # one for each of the widths that were set by hand

@@ -184,7 +184,7 @@ def footprint(
                 loss = outline.loss(model, batch)
             forward = len(ledger.work)
             ledger.begin("gradients")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             del loss
         part, step = tuple(ledger.work), ledger.peak
         kept["gradients"] = sum(_bytes(p.grad) for p in model.parameters() if p.grad is not None)

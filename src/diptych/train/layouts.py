@@ -86,8 +86,14 @@ class Sketch:
     def kept(self) -> dict[str, int]:
         return self.many.kept
 
-    def passing(self, rows: float) -> float:
-        return self._between(rows, self.few.passing, self.many.passing)
+    def stepping(self, rows: float) -> float:
+        """Bytes that pass in forward and backward of one part."""
+        return self._between(rows, *(sum(one.step.values()) - one.staying for one in (self.few, self.many)))
+
+    @property
+    def updating(self) -> int:
+        """Bytes that pass in the update, beside the gradients: Muon works on whole matrices, on every device."""
+        return max(0, sum(self.many.update.values()) - self.many.staying - self.kept["gradients"])
 
     def seconds(self, rows: float, machine: Machine, tensor: int) -> float:
         """Of forward and backward of one part on one device."""
@@ -128,16 +134,19 @@ def memory(layout: Layout, sketch: Sketch, batch: int) -> dict[str, int]:
     divided = layout.shard * layout.tensor
     kept, rows = sketch.kept, batch / layout.readers / layout.accumulate
     share = UNDIVIDED + (1 - UNDIVIDED) / layout.tensor
-    passing = sketch.passing(rows) * share
-    lasting = kept["gradients"] / divided if layout.accumulate > 1 or layout.shard > 1 else 0.0
     gathered = 2 * sketch.many.block / layout.tensor if layout.shard > 1 else 0.0
+    activations = sketch.stepping(rows) * share
+    gradients = kept["gradients"] / divided
+    step = {"activations": activations, "gathered": gathered}
+    if layout.accumulate > 1 or layout.shard > 1:  # else they come as activations go
+        step["gradients"] = gradients
+    update = {"gradients": gradients, "update": float(sketch.updating)}
+    passing = max(step, update, key=lambda kinds: sum(kinds.values()))
     return {
         **{kind: round(kept[kind] / divided) for kind in ("weights", "optimizer", "averages")},
-        "gradients": round(lasting),
-        "gathered": round(gathered),
-        "activations": round(passing),
+        **{kind: round(count) for kind, count in passing.items()},
         "beside": sketch.beside,
-        "allocator": round(SLACK * (passing + gathered)),
+        "allocator": round(SLACK * sum(passing.values())),
         "process": CONTEXT,
     }
 

@@ -15,7 +15,9 @@ GIB, MIB, TERA, GIGA = 2**30, 2**20, 1e12, 1e9
 # What eager PyTorch reaches of the peaks: large products about 0.7 (Chowdhery et al. 2022, app. B, and the training
 # reports since then come to 0.38-0.57 of the peak for whole steps, in which products are not all), copies about 0.8.
 PRODUCTS, COPIES = 0.7, 0.8
-LAUNCH = 8e-6  # seconds of Python, autograd and dispatch for one operation: small models wait for it, not for the device
+LAUNCH = (
+    8e-6  # seconds of Python, autograd and dispatch for one operation: small models wait for it, not for the device
+)
 NETWORK = 50 * GIGA  # bytes a second between machines: 400 Gb/s a device, as in the reference designs of their makers
 IN_A_MACHINE = 8  # devices
 CONTEXT = 600 * MIB  # of the driver, the kernels and the libraries' workspaces, on each device
@@ -90,7 +92,7 @@ THIS = "this"
 
 
 def read_machines(words: str) -> tuple[int, Machine]:
-    """"8 x H100" -> 8 and the H100; a number alone before the name is not needed for one.
+    """ "8 x H100" -> 8 and the H100; a number alone before the name is not needed for one.
 
     Raises:
         ValueError: a machine that is not in the table, or none of it.

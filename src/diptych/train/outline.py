@@ -53,6 +53,11 @@ class Outline:
     remarks: tuple[str, ...] = ()
 
 
+def has_outline(recipe: Recipe) -> bool:
+    name = TASKS.get(recipe.run.objective)
+    return name is not None and hasattr(importlib.import_module(name), "outline")
+
+
 def outline_of(recipe: Recipe) -> Outline:
     """The outline of the task that a recipe asks for.
 
@@ -61,10 +66,9 @@ def outline_of(recipe: Recipe) -> Outline:
     """
     if recipe.run.objective not in TASKS:
         raise unknown("objective", recipe.run.objective, TASKS)
-    module = importlib.import_module(TASKS[recipe.run.objective])
-    if not hasattr(module, "outline"):
+    if not has_outline(recipe):
         raise ValueError(f"the objective {recipe.run.objective} cannot be planned yet")
-    found: Outline = module.outline(recipe)
+    found: Outline = importlib.import_module(TASKS[recipe.run.objective]).outline(recipe)
     return found
 
 

@@ -17,7 +17,7 @@ from diptych.core.precision import choose
 from diptych.train.footprint import Footprint, footprint
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
 from diptych.train.machines import MACHINES, THIS, USABLE, Machine, read_machines
-from diptych.train.outline import Outline, outline_of
+from diptych.train.outline import Outline, has_outline, outline_of
 from diptych.train.probe import Probe, Request, probe
 from diptych.train.ranks import blocks_of
 from diptych.train.recipe import Recipe
@@ -30,6 +30,7 @@ FRAGMENTS = 0.27
 PROCESS = 285 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
 PROBE_SECONDS = 8.0
+MOST_DEVICES = 1024
 
 
 @dataclass(frozen=True)
@@ -178,17 +179,12 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
     with torch.device("meta"):
         num_blocks = len([block for network in outline.networks(outline.make()) for block in blocks_of(network)])
     sketches = {}
-    for again in {layout.recompute for layout in layouts}:
-        few, many = (_footprint(recipe, outline, count, compute=compute, recompute=again) for count in _ends(rows))
-        sketches[again] = Sketch(few, many, num_blocks, outline.stream, outline.beside)
-    weighed = [
-        Considered(
-            layout,
-            memory(layout, sketches[layout.recompute], run.batch),
-            step_seconds(layout, sketches[layout.recompute], run.batch, machine),
+    for again in sorted({layout.recompute for layout in layouts}):
+        few, many = (
+            _footprint(recipe, outline, count, compute=compute, recompute=again) for count in (min(rows), max(rows))
         )
-        for layout in layouts
-    ]
+        sketches[again] = Sketch(few, many, num_blocks, outline.stream, outline.beside)
+    weighed = _weigh(layouts, sketches, run.batch, machine)
     room = int(USABLE * machine.memory)
     chosen = cheapest(weighed, room)
     best = chosen or min(weighed, key=lambda one: one.total)
@@ -219,10 +215,30 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
         flops=many.flops / many.rows * run.batch + sum(work.flops for work in many.optimizing),
         checkpoint=many.checkpoint,
         disk=_disk(recipe, many),
-        instead="",
+        instead="" if chosen else _enough(sketches, outline, recipe, devices, machine),
         considered=len(weighed),
         remarks=tuple(remarks),
     )
+
+
+def _weigh(layouts: list[Layout], sketches: dict[bool, Sketch], batch: int, machine: Machine) -> list[Considered]:
+    weighed = []
+    for layout in layouts:
+        sketch = sketches[layout.recompute]
+        took = step_seconds(layout, sketch, batch, machine)
+        weighed.append(Considered(layout, memory(layout, sketch, batch), took))
+    return weighed
+
+
+def _enough(sketches: dict[bool, Sketch], outline: Outline, recipe: Recipe, devices: int, machine: Machine) -> str:
+    """How many of the same devices would hold it, in powers of two."""
+    run = recipe.run
+    while (devices := 2 << (devices.bit_length() - 1)) <= MOST_DEVICES:
+        layouts = list(candidates(devices, run.batch, outline.tensor, run.accumulate, run.recompute))
+        layouts = [layout for layout in layouts if layout.devices == devices]
+        if found := cheapest(_weigh(layouts, sketches, run.batch, machine), USABLE * machine.memory):
+            return f"{devices} x {machine.name} would hold it: {found.layout}"
+    return ""
 
 
 def _remarks(best: Considered, machine: Machine, devices: int, batch: int) -> list[str]:
@@ -234,6 +250,17 @@ def _remarks(best: Considered, machine: Machine, devices: int, batch: int) -> li
             "small or cannot be divided further"
         )
     return remarks
+
+
+def check_start(recipe: Recipe, folder: Path, *, dtype: str | None = None) -> None:
+    """Hold a recipe against this machine before anything starts; it takes about a second. A kind of training that has
+    no outline is not held back.
+
+    Raises:
+        ValueError: as `check_room`.
+    """
+    if has_outline(recipe):
+        check_room(plan_here(recipe, dtype=dtype, seconds=0), folder)
 
 
 def check_room(planned: Plan, folder: Path) -> None:
@@ -281,8 +308,10 @@ def size(count: float) -> str:
     """Bytes for a reader."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= scale:
-            return f"{count / scale:.{2 if count < 10 * scale else 1}f} {unit}" if unit == "GiB" else (
-                f"{count / scale:.0f} {unit}"
+            return (
+                f"{count / scale:.{2 if count < 10 * scale else 1}f} {unit}"
+                if unit == "GiB"
+                else (f"{count / scale:.0f} {unit}")
             )
     return f"{count / 1024:.0f} KiB"
 
@@ -367,8 +396,3 @@ def _disk(recipe: Recipe, whole: Footprint) -> int:
 def _times(steps: int, every: int) -> int:
     """How often something is done every so many steps, and at the end."""
     return -(-steps // every) if every else 1
-
-
-def _ends(rows: list[int]) -> tuple[int, int]:
-    return min(rows), max(rows)
-

@@ -64,9 +64,11 @@ def measure(request: Request) -> Probe:
     import torch
     from torch import nn
 
+    import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.precision import choose
     from diptych.train.optimizers import make_optimizers
     from diptych.train.outline import outline_of
+    from diptych.train.plan import plan_here
     from diptych.train.ranks import ALONE, blocks_of
     from diptych.train.recipe import read_recipe
     from diptych.train.state import State
@@ -77,6 +79,7 @@ def measure(request: Request) -> Probe:
     recipe = read_recipe(request.recipe, request.overrides)
     device, compute = choose(None, request.dtype)
     outline = outline_of(recipe)
+    plan_here(recipe, seconds=0)  # a run does so before it starts, and what it brings into memory stays
     process = _resident() if device.type == "cpu" else 0
 
     class Steps:
@@ -91,9 +94,7 @@ def measure(request: Request) -> Probe:
             return outline.loss(self.model, batch), {}
 
     task: Any = Steps()
-    prepare(
-        outline.networks(task.model), recompute=recipe.run.recompute, compile=recipe.run.compile, blocks=blocks_of
-    )
+    prepare(outline.networks(task.model), recompute=recipe.run.recompute, compile=recipe.run.compile, blocks=blocks_of)
     optimizers = make_optimizers(task.model, recipe.optimizer, compute)
     state = State(task.model, optimizers, recipe.run.average, with_snapshots=recipe.run.snapshot_every > 0)
     stepper = Stepper(task, optimizers, ALONE, device, compute, recipe.optimizer.clip, recipe.run.seed)
@@ -107,7 +108,7 @@ def measure(request: Request) -> Probe:
     def timed(rows: int, least: int, until: float) -> tuple[float, float]:
         """Seconds of forward and backward, and of the update: medians of at least `least` steps, and of as many as
         there is time for, after one that is not counted."""
-        times = []
+        times: list[tuple[float, float]] = []
         while len(times) <= least or (time.perf_counter() < until and len(times) <= MOST):
             batch = outline.batch(rows)
             updates[0], started = 0.0, time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from diptych.core.randomness import LARGEST_SEED
 from diptych.core.spelling import nearest
-from diptych.train.dial import derive
+from diptych.train.dial import derive, follows
 
 SectionT = TypeVar("SectionT")
 SECTIONS = ("run", "model", "data", "optimizer", "parallel")
@@ -273,7 +273,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         _fill(ParallelSettings, "parallel", tables.get("parallel", {}), path, text),
         tables,
         tuple(overrides or ()),
-        frozenset(derived),
+        follows(tables) | frozenset(derived),
     )
 
 

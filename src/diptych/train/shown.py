@@ -24,6 +24,7 @@ def shown(recipe: Recipe) -> str:
     tables = recipe.resolved()
     for name, cls in (("model", task.Model), ("data", task.Data)):
         tables[name] = asdict(recipe.section(name, cls))
+    tables["model"] |= task.filled_in(recipe) if hasattr(task, "filled_in") else {}
     blocks = (block for name, table in tables.items() for block in _blocks(recipe, name, table))
     return "\n".join("\n".join(lines) + "\n" for lines in blocks)
 

@@ -209,12 +209,13 @@ def outline(recipe: Recipe) -> Outline:
         return PictureBatch(pictures(rows), torch.randn(rows, config.latent_channels, side, side))
 
     def loss(model: Autoencoder, batch: PictureBatch) -> Tensor:
-        weights = {"edge_weight": settings.edge_weight, "kl_weight": settings.kl_weight}
-        return autoencoder_loss(model, *batch, **weights)[0]
+        edge, kl = settings.edge_weight, settings.kl_weight
+        return autoencoder_loss(model, *batch, edge_weight=edge, kl_weight=kl)[0]
 
     def validate(model: Autoencoder) -> None:
         if settings.trains_encoder:
-            model.measure(pictures(max(MEASURED, data.held_out)))
+            kept = torch.zeros(max(MEASURED, data.held_out), 3, data.size, data.size, dtype=torch.uint8)
+            model.measure(kept.float() / 127.5 - 1)
         model.decode(model.encode(pictures(32)))
 
     return Outline(

@@ -290,7 +290,8 @@ def outline(recipe: Recipe) -> Outline:
         return torch.stack([F.cross_entropy(logits, truth) for logits, truth in losses]).sum()
 
     def validate(model: Judge) -> None:
-        held_out = F.adaptive_avg_pool2d(pictures(data.held_out, data.size) / 127.5 - 1, config.size)
+        kept = torch.zeros(data.held_out, 3, data.size, data.size, dtype=torch.uint8)
+        held_out = F.adaptive_avg_pool2d(kept.float() / 127.5 - 1, config.size)
         for part in held_out.split(64):
             model(part)
 

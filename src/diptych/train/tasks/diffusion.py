@@ -346,6 +346,26 @@ def build(recipe: Recipe) -> DiffusionTask:
     return DiffusionTask(recipe)
 
 
+def _network_sizes(recipe: Recipe, otherwise: dict[str, Any]) -> tuple[EncoderConfig, UNetConfig]:
+    """What [model] comes to; `otherwise` is of the U-Net, where the recipe does not set it."""
+    data = recipe.section("data", Data)
+    encoder_sizes = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+    with recipe.checking("model"):
+        encoder = EncoderConfig.from_dict(encoder_sizes)
+        unet_sizes = {"context_width": encoder.width} | otherwise | recipe.sizes("model.unet", UNetConfig)
+        return encoder, UNetConfig.from_dict(unet_sizes)
+
+
+def filled_in(recipe: Recipe) -> dict[str, Any]:
+    """[model.unet] and [model.encoder], whole but for what the autoencoder and the vocabulary decide."""
+    encoder, unet = (config.to_dict() for config in _network_sizes(recipe, {}))
+    given = recipe.sizes("model.unet", UNetConfig)
+    return {
+        "unet": {key: value for key, value in unet.items() if key in given or key not in ("channels", "context_width")},
+        "encoder": {key: value for key, value in encoder.items() if key != "vocab_size"},
+    }
+
+
 class _Middling(NoisePath):
     """A path on which every noise level is the middle one: a plan knows shapes and no numbers."""
 
@@ -361,11 +381,7 @@ def outline(recipe: Recipe) -> Outline:
     with recipe.checking("data", "autoencoder"):
         known = read_config(data.autoencoder).get("autoencoder", {}) if has_autoencoder else {}
         latent = AutoencoderConfig.from_dict(known)
-    encoder_sizes = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
-    unet_sizes = {"channels": latent.latent_channels} | recipe.sizes("model.unet", UNetConfig)
-    with recipe.checking("model"):
-        encoder = EncoderConfig.from_dict(encoder_sizes)
-        unet = UNetConfig.from_dict({"context_width": encoder.width} | unet_sizes)
+    encoder, unet = _network_sizes(recipe, {"channels": latent.latent_channels})
     shape = (unet.channels, data.size // latent.downsampling, data.size // latent.downsampling)
     path = _Middling("middling", True, np.log, np.exp)
 

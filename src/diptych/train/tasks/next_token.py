@@ -178,6 +178,14 @@ def build(recipe: Recipe) -> NextTokenTask:
     return NextTokenTask(recipe)
 
 
+def filled_in(recipe: Recipe) -> dict[str, Any]:
+    """[model.overrides] with everything that the recipe leaves to the dial and to the decoder."""
+    sizes = decoder_sizes(recipe, recipe.section("data", Data).vocab_size).to_dict()
+    return {
+        "overrides": {key: value for key, value in sizes.items() if key not in ("vocab_size", "context", "dropout")}
+    }
+
+
 WINDOWS = 4  # contexts in a held-out document, as a plan assumes where it does not read them
 
 
