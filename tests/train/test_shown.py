@@ -39,9 +39,9 @@ def line(text: str, key: str) -> str:
     ("key", "expected"),
     [
         ("steps", "steps = 20 # recipe, line 4"),
-        ("seed", "seed = 9 # command line"),
+        ("clip", "clip = 0.5 # command line"),
         ("log_every", "log_every = 10 # default"),
-        ("batch", "batch = 4 # derived from depth"),
+        ("batch", "batch = 1 # derived from depth"),
         ("depth", "depth = 2 # recipe, line 7"),
         ("hidden", "hidden = 96 # recipe, line 8"),
         ("width", "width = 128 # derived from depth"),
@@ -53,7 +53,7 @@ def line(text: str, key: str) -> str:
     ],
 )
 def test_each_value_says_where_it_came_from(path: Path, key: str, expected: str) -> None:
-    text = shown(read_recipe(path, ["run.seed=9", "data.mix.plain=3.5", "model.context=1024"]))
+    text = shown(read_recipe(path, ["optimizer.clip=0.5", "data.mix.plain=3.5", "model.context=1024"]))
     assert line(text, key) == expected
 
 

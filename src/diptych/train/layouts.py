@@ -112,8 +112,7 @@ def _busy(work: tuple[Work, ...], machine: Machine) -> float:
 
 
 def candidates(devices: int, batch: int, tensor: int, accumulate: int, recompute: bool) -> Iterator[Layout]:
-    """Every layout that the rows of a step can be divided by, with at least the recipe's own `accumulate`, and with
-    recomputation at least where the recipe has it."""
+    """Every layout that the rows of a step can be divided by, with at least the recipe's own `accumulate`."""
     for used in range(1, devices + 1):
         for ways in (ways for ways in _divisors(used) if ways <= tensor and ways & (ways - 1) == 0):
             readers = used // ways
@@ -121,8 +120,7 @@ def candidates(devices: int, batch: int, tensor: int, accumulate: int, recompute
                 if parts % accumulate:
                     continue
                 for shard in {1, readers}:
-                    for again in {True, recompute}:
-                        yield Layout(used, again, ways, parts, shard)
+                    yield Layout(used, recompute, ways, parts, shard)
 
 
 def _divisors(number: int) -> list[int]:

@@ -27,7 +27,7 @@ from diptych.train.recipe import Recipe
 # between the pieces.
 LIBRARIES = 75 * 2**20
 FRAGMENTS = 0.27
-PROCESS = 285 * 2**20  # Python, torch and the house itself; measured where there is time to
+PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
 PROBE_SECONDS = 8.0
 MOST_DEVICES = 1024
@@ -138,6 +138,7 @@ def plan_here(
     step = run.batch * each + update
     validating = whole.validating / whole.flops * rows * each * _times(run.steps, run.validate_every)
     total = sum(held.values())
+    passing = room - total + (1 + FRAGMENTS) * whole.passing  # what there is room for beside what stays
     threads = threads or torch.get_num_threads()
     name, watts = _this(device, threads)
     layout = Layout(1, run.recompute, 1, run.accumulate, 1)
@@ -164,7 +165,7 @@ def plan_here(
         flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
         checkpoint=whole.checkpoint,
         disk=_disk(recipe, whole),
-        instead="" if total <= room else _instead(recipe, outline, compute, room - total + whole.passing),
+        instead="" if total <= room else _instead(recipe, outline, compute, passing),
         considered=1,
         remarks=tuple(remarks),
     )
@@ -174,19 +175,21 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
     """On devices of another machine, in the cheapest layout that fits."""
     outline, run = outline_of(recipe), recipe.run
     compute = torch.bfloat16
-    layouts = list(candidates(devices, run.batch, outline.tensor, run.accumulate, run.recompute))
-    rows = [run.batch // layout.readers // layout.accumulate for layout in layouts]
     with torch.device("meta"):
         num_blocks = len([block for network in outline.networks(outline.make()) for block in blocks_of(network)])
-    sketches = {}
-    for again in sorted({layout.recompute for layout in layouts}):
+    sketches: dict[bool, Sketch] = {}
+    weighed: list[Considered] = []
+    room, chosen = int(USABLE * machine.memory), None
+    for again in sorted({run.recompute, True}):  # with recomputation only where nothing else fits
+        layouts = _layouts(devices, recipe, outline, again)
+        rows = [run.batch // layout.readers // layout.accumulate for layout in layouts]
         few, many = (
             _footprint(recipe, outline, count, compute=compute, recompute=again) for count in (min(rows), max(rows))
         )
         sketches[again] = Sketch(few, many, num_blocks, outline.stream, outline.beside)
-    weighed = _weigh(layouts, sketches, run.batch, machine)
-    room = int(USABLE * machine.memory)
-    chosen = cheapest(weighed, room)
+        weighed += _weigh(layouts, sketches, run.batch, machine)
+        if chosen := cheapest(weighed, room):
+            break
     best = chosen or min(weighed, key=lambda one: one.total)
     sketch = sketches[best.layout.recompute]
     many = sketch.many
@@ -221,6 +224,10 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
     )
 
 
+def _layouts(devices: int, recipe: Recipe, outline: Outline, again: bool) -> list[Layout]:
+    return list(candidates(devices, recipe.run.batch, outline.tensor, recipe.run.accumulate, again))
+
+
 def _weigh(layouts: list[Layout], sketches: dict[bool, Sketch], batch: int, machine: Machine) -> list[Considered]:
     weighed = []
     for layout in layouts:
@@ -232,11 +239,10 @@ def _weigh(layouts: list[Layout], sketches: dict[bool, Sketch], batch: int, mach
 
 def _enough(sketches: dict[bool, Sketch], outline: Outline, recipe: Recipe, devices: int, machine: Machine) -> str:
     """How many of the same devices would hold it, in powers of two."""
-    run = recipe.run
     while (devices := 2 << (devices.bit_length() - 1)) <= MOST_DEVICES:
-        layouts = list(candidates(devices, run.batch, outline.tensor, run.accumulate, run.recompute))
+        layouts = _layouts(devices, recipe, outline, again=True)
         layouts = [layout for layout in layouts if layout.devices == devices]
-        if found := cheapest(_weigh(layouts, sketches, run.batch, machine), USABLE * machine.memory):
+        if found := cheapest(_weigh(layouts, sketches, recipe.run.batch, machine), USABLE * machine.memory):
             return f"{devices} x {machine.name} would hold it: {found.layout}"
     return ""
 
@@ -368,15 +374,18 @@ def _this(device: torch.device, threads: int) -> tuple[str, float]:
     return f"this machine ({threads} CPU thread{'s' if threads > 1 else ''})", WATTS_A_THREAD * threads
 
 
-def _instead(recipe: Recipe, outline: Outline, compute: torch.dtype, passing: int) -> str:
-    """The settings of one device that leave no more than so many bytes passing, the quickest first."""
+def _instead(recipe: Recipe, outline: Outline, compute: torch.dtype, passing: float) -> str:
+    """The settings of one device with which no more than so many bytes pass, the quickest first."""
     run = recipe.run
     for again in sorted({run.recompute, True}):
+        few, many = (
+            _footprint(recipe, outline, rows, compute=compute, parts=2, recompute=again)
+            for rows in (1, run.batch // run.accumulate)
+        )
+        sketch = Sketch(few, many, 0, 0)
+        least = max(sum(kinds.values()) - many.staying for kinds in (many.update, many.validation))
         for parts in (parts for parts in range(run.accumulate, run.batch + 1) if run.batch % parts == 0):
-            tried = _footprint(
-                recipe, outline, run.batch // parts, compute=compute, parts=min(parts, 2), recompute=again
-            )
-            if (1 + FRAGMENTS) * tried.passing <= passing + FRAGMENTS * tried.passing:
+            if (1 + FRAGMENTS) * max(least, sketch.stepping(run.batch / parts)) <= passing:
                 return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
     return ""
 

@@ -215,11 +215,16 @@ class Recipe:
                 return "command line"
         if name in self.derived:
             return "derived from depth"
+        table: Any = self.tables
+        for part in section.split("."):
+            table = table.get(part, {})
+        if key not in table:
+            return "default"
         line = _line(self.text, key, section)
         while line is None and "." in section:  # { a table in a line }
             section, _, key = section.rpartition(".")
             line = _line(self.text, key, section)
-        return f"recipe, line {line}" if line else "default"
+        return f"recipe, line {line}" if line else "recipe"
 
     @contextmanager
     def checking(self, section: str, key: str | None = None) -> Iterator[None]:
