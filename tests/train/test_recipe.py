@@ -99,7 +99,7 @@ def test_there_are_recipes() -> None:
         (("[model.unet]", "[models.unet]"), "tale.toml: unknown section [models]; did you mean 'model'?"),
         (("# few words", "mode = 3"), "tale.toml, line 1: unknown section [mode]; did you mean 'model'?"),
         (("# few words\n[run]\n", "run = 3\n#"), "tale.toml, line 1: 'run' must be a section, [run]"),
-        (("batch = 2", ""), "tale.toml: [run] lacks 'batch'"),
+        (("batch = 2\n\n[model]\ndepth = 1", "[model]"), "tale.toml: [run] lacks 'batch'"),
         (('objective = "next-token"\n', ""), "tale.toml: [run] lacks 'objective'"),
         (("steps = 20 ", "steps = 2.5"), "tale.toml, line 4: run.steps must be a whole number, not 2.5"),
         (("steps = 20 ", "steps = true"), "tale.toml, line 4: run.steps must be a whole number, not True"),

@@ -15,6 +15,7 @@ COMMANDS = {
     "noise": "show how a photo turns into static",
     "train": "train a model from a recipe",
     "runs": "look at training runs: list, show, compare",
+    "plan": "say what training a recipe will take",
     "evaluate": "measure how good a model is",
     "trace": "look at a recorded generation: film, show",
     "models": "list the bundled models",

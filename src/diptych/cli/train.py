@@ -1,14 +1,12 @@
 """`diptych train`: a recipe becomes a model, with a bar that says how far it is and a run that can be stopped."""
 
-import json
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +15,6 @@ from diptych.cli import UsageError, frame
 if TYPE_CHECKING:
     from diptych.train.loop import Progress
     from diptych.train.recipe import Recipe
-    from diptych.train.tasks import Task
 
 RUNS = Path("runs")
 PAUSE = 20.0  # seconds between lines in a pipe
@@ -33,7 +30,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder. [runs/NAME OF THE RECIPE]")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's run.seed.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved aside.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the recipe with all its settings, and stop.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print all settings and where each came from, and stop.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [all]")] = None,
     dtype: frame.Dtype = None,
 ) -> None:
@@ -48,7 +47,10 @@ def train(
     with frame.settings():
         chosen = read_recipe(recipe, overrides)
     if show:
-        print("\n".join(_toml(chosen.resolved())))
+        from diptych.train.shown import shown
+
+        with frame.settings():
+            print(shown(chosen), end="")
         return
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"the output folder '{out.parent}' does not exist; create it or choose another")
@@ -62,8 +64,10 @@ def train(
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
     from diptych.train.meter import Meter
+    from diptych.train.plan import check_start
     from diptych.train.ranks import Ranks
     from diptych.train.run import RunDirectory
+    from diptych.train.tasks import build
     from diptych.train.tensorboard import require_tensorboard
 
     with frame.settings():
@@ -74,7 +78,11 @@ def train(
         torch.set_num_threads(threads)
     if chosen.run.tensorboard:
         require_tensorboard()
-    task = _build(chosen)
+    if ranks.mesh is None:
+        with _refusing(chosen):
+            check_start(chosen, folder, dtype=dtype)
+    with _refusing(chosen):
+        task = build(chosen)
     if fresh and is_first:
         _move_aside(folder)
     ranks.wait()
@@ -109,12 +117,11 @@ def train(
     print(f"{run.model}: {chosen.run.steps} steps, {minutes:.1f} minutes{'; validation: ' if about else ''}{about}")
 
 
-def _build(recipe: "Recipe") -> "Task":
-    """The task; what is wrong in the recipe is wrong usage, what is missing on the machine is a failure."""
-    from diptych.train.tasks import build
-
+@contextmanager
+def _refusing(recipe: "Recipe") -> Iterator[None]:
+    """What is wrong in the recipe is wrong usage, what is missing on the machine is a failure."""
     try:
-        return build(recipe)
+        yield
     except ValueError as error:
         if str(error).startswith(str(recipe.path)) or str(error).startswith("unknown objective"):
             raise UsageError(str(error)) from error
@@ -130,26 +137,6 @@ def _move_aside(folder: Path) -> None:
         number += 1
     folder.rename(aside)
     frame.say(f"the old run is now {aside}")
-
-
-def _toml(tables: dict[str, Any]) -> Iterator[str]:
-    for section, table in tables.items():
-        yield f"[{section}]"
-        for key, value in table.items():
-            yield f"{_key(key)} = {_value(value)}"
-        yield ""
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in JSON and TOML
 
 
 @contextmanager

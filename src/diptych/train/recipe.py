@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from diptych.core.randomness import LARGEST_SEED
 from diptych.core.spelling import nearest
+from diptych.train.dial import derive, follows
 
 SectionT = TypeVar("SectionT")
 SECTIONS = ("run", "model", "data", "optimizer", "parallel")
@@ -28,7 +29,8 @@ class RunSettings:
     Args:
         objective: the kind of training, one of `tasks.TASKS`.
         steps: optimizer steps in all.
-        batch: documents' rows or pictures in one step, over all parts and processes.
+        batch: documents' rows or pictures in one step, over all parts and processes; `model.depth` derives it where it
+            is left out.
         accumulate: parts that a process works through one after the other in one step; the result is that of one.
         seed: of the initial weights, the order of the data and every draw.
         validate_every, sample_every, save_every: steps between; 0 is never (the end always validates and saves).
@@ -93,7 +95,7 @@ class OptimizerSettings:
     Args:
         name: "adamw" for everything, or "muon" for the matrices of hidden layers (Jordan et al. 2024, update scaled to
             AdamW's as in Liu et al. 2025) with AdamW for the rest.
-        learning_rate: at the plateau.
+        learning_rate: at the plateau; `model.depth` derives it where it is left out.
         weight_decay: on matrices and kernels only, decoupled.
         beta1, beta2: AdamW's.
         clip: largest gradient norm; 0 is no clipping.
@@ -180,6 +182,8 @@ class Recipe:
     optimizer: OptimizerSettings
     parallel: ParallelSettings
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()  # "section.key=value", of the command line
+    derived: frozenset[str] = frozenset()  # "section.key" of what follows from `model.depth`
 
     @property
     def name(self) -> str:
@@ -199,6 +203,30 @@ class Recipe:
     def where(self, section: str, key: str | None = None) -> str:
         """The place of a key for a message: the file, and the line or at least the section."""
         return _where(self.path, self.text, section, key)
+
+    def origin(self, section: str, key: str) -> str:
+        """Where a value came from: "recipe, line 12", "command line", "derived from depth" or "default".
+
+        Args:
+            section: with dots where a table lies in a table, as "model.unet".
+        """
+        name = f"{section}.{key}"
+        for override in reversed(self.overrides):
+            changed = override.partition("=")[0]
+            if name == changed or name.startswith(f"{changed}."):
+                return "command line"
+        if name in self.derived:
+            return "derived from depth"
+        table: Any = self.tables
+        for part in section.split("."):
+            table = table.get(part, {})
+        if key not in table:
+            return "default"
+        line = _line(self.text, key, section)
+        while line is None and "." in section:  # { a table in a line }
+            section, _, key = section.rpartition(".")
+            line = _line(self.text, key, section)
+        return f"recipe, line {line}" if line else "recipe"
 
     @contextmanager
     def checking(self, section: str, key: str | None = None) -> Iterator[None]:
@@ -241,6 +269,9 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             raise ValueError(f"{place}: '{name}' must be a section, [{name}]")
     for override in overrides or []:
         _override(tables, override)
+    derived = derive(tables)
+    for key, value in derived.items():
+        _set(tables, key.split("."), value)
     return Recipe(
         path,
         text,
@@ -248,6 +279,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         _fill(OptimizerSettings, "optimizer", tables.get("optimizer", {}), path, text),
         _fill(ParallelSettings, "parallel", tables.get("parallel", {}), path, text),
         tables,
+        tuple(overrides or ()),
+        follows(tables) | frozenset(derived),
     )
 
 
@@ -262,12 +295,19 @@ def _override(tables: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    try:
+        _set(tables, [*sections, name], parsed)
+    except ValueError as error:
+        raise ValueError(f"'{override}': {error}") from error
+
+
+def _set(tables: dict[str, Any], path: list[str], value: Any) -> None:
     table = tables
-    for section in sections:
+    for section in path[:-1]:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise ValueError(f"'{override}': '{section}' is a setting, not a section")
-    table[name] = parsed
+            raise ValueError(f"'{section}' is a setting, not a section")
+    table[path[-1]] = value
 
 
 def _typed_table(cls: type, section: str, table: Any, path: Path, text: str) -> dict[str, Any]:

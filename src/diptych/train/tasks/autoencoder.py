@@ -25,6 +25,7 @@ from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
 from diptych.image.validation import fidelity
 from diptych.train.card import About, earlier_stages
+from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -211,3 +212,44 @@ def _values(pictures: np.ndarray) -> Tensor:
 
 def build(recipe: Recipe) -> AutoencoderTask:
     return AutoencoderTask(recipe)
+
+
+MEASURED = 512  # pictures that the finished latents are measured on
+
+
+def outline(recipe: Recipe) -> Outline:
+    data, settings = recipe.section("data", Data), recipe.section("model", Model)
+    names = ("latent_channels", "fold", "widths", "encoder_blocks", "decoder_blocks")
+    with recipe.checking("model"):
+        config = AutoencoderConfig.from_dict({name: getattr(settings, name) for name in names})
+    side = data.size // config.downsampling
+
+    def make() -> nn.Module:
+        model = Autoencoder(config)
+        model.encoder.requires_grad_(settings.trains_encoder)
+        return channels_last(model)
+
+    def pictures(rows: int) -> Tensor:
+        return torch.randn(rows, 3, data.size, data.size).contiguous(memory_format=torch.channels_last)
+
+    def batch(rows: int) -> NoisedPictures:
+        return NoisedPictures(pictures(rows), torch.randn(rows, config.latent_channels, side, side))
+
+    def loss(model: Autoencoder, batch: NoisedPictures) -> Tensor:
+        edge, kl = settings.edge_weight, settings.kl_weight
+        return autoencoder_loss(model, *batch, edge_weight=edge, kl_weight=kl)[0]
+
+    def validate(model: Autoencoder) -> None:
+        if settings.trains_encoder:
+            kept = torch.zeros(max(MEASURED, data.held_out), 3, data.size, data.size, dtype=torch.uint8)
+            model.measure(kept.float() / 127.5 - 1)
+        model.decode(model.encode(pictures(32)))
+
+    return Outline(
+        make=make,
+        networks=lambda model: [model.encoder, model.decoder],
+        batch=batch,
+        loss=loss,
+        unit=AutoencoderTask.unit,
+        validate=validate,
+    )

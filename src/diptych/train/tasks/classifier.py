@@ -25,6 +25,7 @@ from diptych.data.trouble import Trouble
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.image.photo import to_picture
 from diptych.train.card import About
+from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -272,3 +273,34 @@ def _right(model: Judge, pictures: Tensor, truth: Tensor, name: str) -> float:
 
 def build(recipe: Recipe) -> ClassifierTask:
     return ClassifierTask(recipe)
+
+
+def outline(recipe: Recipe) -> Outline:
+    data, settings = recipe.section("data", Data), recipe.section("model", Model)
+    with recipe.checking("model"):
+        config = JudgeConfig(dict(ATTRIBUTES), settings.size, settings.widths)
+
+    def pictures(rows: int, size: int) -> Tensor:
+        return torch.randn(rows, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+    def batch(rows: int) -> LabelledBatch:
+        return LabelledBatch(pictures(rows, config.size), torch.zeros(rows, len(ATTRIBUTES), dtype=torch.int64))
+
+    def loss(model: Judge, batch: LabelledBatch) -> Tensor:
+        losses = zip(model(batch.pictures).values(), batch.truth.unbind(1), strict=True)
+        return torch.stack([F.cross_entropy(logits, truth) for logits, truth in losses]).sum()
+
+    def validate(model: Judge) -> None:
+        kept = torch.zeros(data.held_out, 3, data.size, data.size, dtype=torch.uint8)
+        held_out = F.adaptive_avg_pool2d(kept.float() / 127.5 - 1, config.size)
+        for part in held_out.split(64):
+            model(part)
+
+    return Outline(
+        make=lambda: channels_last(Judge(config)),
+        networks=lambda model: [model],
+        batch=batch,
+        loss=loss,
+        unit=ClassifierTask.unit,
+        validate=validate,
+    )

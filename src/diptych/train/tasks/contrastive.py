@@ -20,6 +20,7 @@ from diptych.image.matching import measure_matching
 from diptych.image.pairing import Pairing, PairingConfig, PairingModel
 from diptych.image.photo import to_picture
 from diptych.train.card import About
+from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -164,3 +165,31 @@ class ContrastiveTask:
 
 def build(recipe: Recipe) -> ContrastiveTask:
     return ContrastiveTask(recipe)
+
+
+def outline(recipe: Recipe) -> Outline:
+    data, settings = recipe.section("data", Data), recipe.section("model", Model)
+    encoder = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+    names = ("loss", "dimensions", "size", "widths")
+    with recipe.checking("model"):
+        config = PairingConfig.from_dict({name: getattr(settings, name) for name in names} | {"encoder": encoder})
+
+    def batch(rows: int) -> PairBatch:
+        pictures = torch.randn(rows, 3, config.size, config.size).contiguous(memory_format=torch.channels_last)
+        tokens = torch.zeros(rows, config.encoder.length, dtype=torch.int64)
+        return PairBatch(pictures, tokens, torch.ones_like(tokens).bool())
+
+    def loss(model: Pairing, batch: PairBatch) -> Tensor:
+        seen, read = model.see(batch.pictures), model.read(batch.tokens, batch.mask)
+        positives = equal_captions(batch.tokens)
+        return contrastive_loss(seen, read, model.log_scale, model.bias, positives, loss=config.loss)
+
+    return Outline(
+        make=lambda: channels_last(Pairing(config)),
+        networks=lambda model: [model],
+        batch=batch,
+        loss=loss,
+        unit=ContrastiveTask.unit,
+        validate=lambda model: model.see(batch(64).pictures),
+        validations=data.held_out / 64,
+    )

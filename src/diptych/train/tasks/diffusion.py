@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
 from diptych.core.tokenizer import Tokenizer
+from diptych.core.weights import read_config
 from diptych.data import scenes
 from diptych.data.latents import LatentSource, bucket_latents
 from diptych.data.training_pictures import PictureData, training_pictures
 from diptych.data.trouble import Trouble, Troubles
-from diptych.image.autoencoder import trained_autoencoder
+from diptych.image.autoencoder import Autoencoder, AutoencoderConfig, trained_autoencoder
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
 from diptych.image.model import ImageModel
 from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
+from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
 from diptych.image.validation import denoising_loss, latents_of
 from diptych.train.card import About, earlier_stages
+from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_pictures
 from diptych.train.start import Start
@@ -65,8 +68,10 @@ class Data(PictureData):
 @dataclass(frozen=True)
 class Model:
     """[model]: the path, how noise levels are weighted against each other (`objective.WEIGHTINGS`), the share of
-    captions left out (for guidance), and the sizes of the two networks."""
+    captions left out (for guidance), and the sizes of the two networks. `depth` is the one dial: what it comes to is
+    written into the others when the recipe is read (see `train.dial`); 0 is none."""
 
+    depth: int = 0
     path: str = "ddpm-cosine"
     weighting: str = "simple"
     caption_dropout: float = 0.1
@@ -275,3 +280,68 @@ class DiffusionTask:
 
 def build(recipe: Recipe) -> DiffusionTask:
     return DiffusionTask(recipe)
+
+
+def _network_sizes(recipe: Recipe, otherwise: dict[str, Any]) -> tuple[EncoderConfig, UNetConfig]:
+    """What [model] comes to; `otherwise` is of the U-Net, where the recipe does not set it."""
+    data = recipe.section("data", Data)
+    encoder_sizes = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+    with recipe.checking("model"):
+        encoder = EncoderConfig.from_dict(encoder_sizes)
+        unet_sizes = {"context_width": encoder.width} | otherwise | recipe.sizes("model.unet", UNetConfig)
+        return encoder, UNetConfig.from_dict(unet_sizes)
+
+
+def filled_in(recipe: Recipe) -> dict[str, Any]:
+    """[model.unet] and [model.encoder], whole but for what the autoencoder and the vocabulary decide."""
+    encoder, unet = (config.to_dict() for config in _network_sizes(recipe, {}))
+    given = recipe.sizes("model.unet", UNetConfig)
+    return {
+        "unet": {key: value for key, value in unet.items() if key in given or key not in ("channels", "context_width")},
+        "encoder": {key: value for key, value in encoder.items() if key != "vocab_size"},
+    }
+
+
+class _Middling(NoisePath):
+    """A path on which every noise level is the middle one: a plan knows shapes and no numbers."""
+
+    def coefficients(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        half = torch.full_like(times, 0.5**0.5, dtype=torch.float32)
+        return half, half
+
+
+def outline(recipe: Recipe) -> Outline:
+    """Where the autoencoder is not trained yet, one of the usual sizes is assumed."""
+    data, settings = recipe.section("data", Data), recipe.section("model", Model)
+    has_autoencoder = (Path(data.autoencoder) / "config.json").is_file()
+    with recipe.checking("data", "autoencoder"):
+        known = read_config(data.autoencoder).get("autoencoder", {}) if has_autoencoder else {}
+        latent = AutoencoderConfig.from_dict(known)
+    encoder, unet = _network_sizes(recipe, {"channels": latent.latent_channels})
+    shape = (unet.channels, data.size // latent.downsampling, data.size // latent.downsampling)
+    path = _Middling("middling", True, np.log, np.exp)
+
+    def batch(rows: int) -> DiffusionBatch:
+        tokens = torch.zeros(rows, encoder.length, dtype=torch.int64)
+        latents, times = torch.randn(rows, *shape), torch.full((rows,), 0.5, dtype=torch.float64)
+        return DiffusionBatch(latents, torch.randn_like(latents), times, tokens, torch.ones_like(tokens).bool())
+
+    def loss(model: nn.ModuleDict, batch: DiffusionBatch) -> Tensor:
+        context = model["encoder"](batch.tokens, batch.mask)
+        noisy = (batch.latents, batch.noise, batch.times, context, batch.mask)
+        return noise_prediction_loss(model["unet"], path, *noisy, weighting=settings.weighting)[0]
+
+    with torch.device("meta"):
+        frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
+    missing = f"no autoencoder at '{data.autoencoder}' yet: one of {latent.latent_channels} channels is assumed"
+    return Outline(
+        make=lambda: nn.ModuleDict({"encoder": TextEncoder(encoder), "unet": channels_last(UNet(unet))}),
+        networks=lambda model: [model["encoder"], model["unet"]],
+        batch=batch,
+        loss=loss,
+        unit=DiffusionTask.unit,
+        validate=lambda model: loss(model, batch(32)),
+        validations=data.held_out / 32,
+        beside=frozen,
+        remarks=() if has_autoencoder else (missing,),
+    )

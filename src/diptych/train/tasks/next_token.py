@@ -18,6 +18,7 @@ from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
 from diptych.train.card import About, earlier_stages
+from diptych.train.outline import Outline
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_texts
 from diptych.train.start import Start
@@ -66,6 +67,16 @@ class Model:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
+def decoder_sizes(recipe: Recipe, vocab_size: int) -> DecoderConfig:
+    """What [model] comes to."""
+    settings = recipe.section("model", Model)
+    overrides = {"dropout": settings.dropout} | recipe.sizes("model.overrides", DecoderConfig)
+    with recipe.checking("model"):
+        if twice := sorted({"vocab_size", "context"} & set(overrides)):
+            raise ValueError(f"{twice[0]} has a key of its own; model.overrides may not hold it")
+        return DecoderConfig.from_depth(settings.depth, vocab_size, settings.context, **overrides)
+
+
 class NextTokenTask:
     unit = "tokens"
     is_splittable = True
@@ -73,12 +84,7 @@ class NextTokenTask:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.data = recipe.section("data", Data)
-        settings = recipe.section("model", Model)
-        overrides = {"dropout": settings.dropout} | recipe.sizes("model.overrides", DecoderConfig)
-        with recipe.checking("model"):
-            if twice := sorted({"vocab_size", "context"} & set(overrides)):
-                raise ValueError(f"{twice[0]} has a key of its own; model.overrides may not hold it")
-            sizes = DecoderConfig.from_depth(settings.depth, self.data.vocab_size, settings.context, **overrides)
+        sizes = decoder_sizes(recipe, self.data.vocab_size)
         start = Start.of(recipe, "decoder")
         if start:
             is_narrower = sizes.hidden < start.config["decoder"].get("hidden", 0)
@@ -93,7 +99,7 @@ class NextTokenTask:
         texts = {name: sides.train for name, sides in mix.items()}
         with recipe.checking("data", "vocab_size"):
             self.tokenizer = start.tokenizer() if start else vocabulary(texts, self.data.mix, self.data.vocab_size)
-        rows = [packed(self.tokenizer, shelf, settings.context, self.data.seed) for shelf in texts.values()]
+        rows = [packed(self.tokenizer, shelf, sizes.context, self.data.seed) for shelf in texts.values()]
         mixture = Mixture(rows, list(self.data.mix.values()))
         self.source: MixtureSource = MixtureSource(mixture, recipe.run.batch, recipe.run.seed)
         self.device, self.compute = choose()
@@ -173,3 +179,40 @@ class NextTokenTask:
 
 def build(recipe: Recipe) -> NextTokenTask:
     return NextTokenTask(recipe)
+
+
+def filled_in(recipe: Recipe) -> dict[str, Any]:
+    """[model.overrides] with everything that the recipe leaves to the dial and to the decoder."""
+    sizes = decoder_sizes(recipe, recipe.section("data", Data).vocab_size).to_dict()
+    return {
+        "overrides": {key: value for key, value in sizes.items() if key not in ("vocab_size", "context", "dropout")}
+    }
+
+
+WINDOWS = 4  # contexts in a held-out document, as a plan assumes where it does not read them
+
+
+def outline(recipe: Recipe) -> Outline:
+    data = recipe.section("data", Data)
+    sizes = decoder_sizes(recipe, data.vocab_size)
+
+    def batch(rows: int) -> Batch:
+        tokens = torch.randint(data.vocab_size, (rows, sizes.context))
+        segments = torch.ones(rows, sizes.context, dtype=torch.int64)
+        positions = torch.arange(sizes.context).expand(rows, -1).contiguous()
+        return Batch(tokens, tokens.clone(), segments, positions)
+
+    documents = data.validation_documents * len(data.mix)
+    return Outline(
+        make=lambda: Decoder(sizes),
+        networks=lambda model: [model],
+        batch=batch,
+        loss=lambda model, batch: next_token_loss(model, batch)[0],
+        unit=NextTokenTask.unit,
+        units=sizes.context,
+        validate=lambda model: model(batch(1).tokens),
+        validations=documents * WINDOWS,
+        tensor=sizes.num_kv_heads,
+        stream=sizes.context * sizes.width,
+        remarks=(f"a validation reads {documents} documents of about {WINDOWS} contexts",),
+    )

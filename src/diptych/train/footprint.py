@@ -1,0 +1,257 @@
+"""The footprint of a training step: what it keeps, computes and moves, found by going through it on fake tensors.
+
+Fake tensors have shapes and no numbers, so a step of a model of any size takes a second and no memory. Every storage
+is noted when it comes and when it goes: the peak is the sum that was largest, exact to the byte, and each byte is
+known by the part of the step that made it.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from diptych.train.averages import LENGTHS
+from diptych.train.optimizers import clip_gradients, make_optimizers
+from diptych.train.outline import Outline
+from diptych.train.ranks import ALONE, blocks_of
+from diptych.train.recipe import OptimizerSettings
+from diptych.train.step import prepare
+
+# What a byte is kept for, in the order in which a step makes it.
+KINDS = ("weights", "optimizer", "averages", "batch", "activations", "gradients", "update", "validation")
+CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+class Work(NamedTuple):
+    """One operation: floating-point operations of products, and bytes read and written."""
+
+    flops: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Args:
+    rows: of the part of a step that was gone through.
+    parameters: numbers in the model.
+    kept: bytes that stay between steps, by kind (weights, optimizer, averages), and of all gradients.
+    step, update, validation: bytes at the peak of each, by kind.
+    part: the operations of forward and backward of one part; of the forward alone they are the first `forward`.
+    optimizing: the operations of the update.
+    validating: floating-point operations of a validation.
+    block: bytes of the weights of the largest block.
+    checkpoint: bytes of a checkpoint, and of the finished model at its own precision.
+    """
+
+    rows: int
+    parameters: int
+    kept: dict[str, int]
+    step: dict[str, int]
+    update: dict[str, int]
+    validation: dict[str, int]
+    part: tuple[Work, ...]
+    forward: int
+    optimizing: tuple[Work, ...]
+    validating: float
+    block: int
+    checkpoint: int
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """Bytes at the moment at which the most are kept, by kind."""
+        return max(self.step, self.update, self.validation, key=lambda kinds: sum(kinds.values()))
+
+    @property
+    def passing(self) -> int:
+        """Bytes at the peak that are gone between steps."""
+        return sum(self.peak.values()) - self.staying
+
+    @property
+    def stepping(self) -> int:
+        """The same of a step alone, without validation."""
+        return max(sum(self.step.values()), sum(self.update.values())) - self.staying
+
+    @property
+    def staying(self) -> int:
+        return sum(self.kept[kind] for kind in ("weights", "optimizer", "averages"))
+
+    @property
+    def flops(self) -> float:
+        """Of forward and backward of one part."""
+        return sum(work.flops for work in self.part)
+
+
+class Ledger(TorchDispatchMode):
+    """Notes every storage that comes and goes, and every operation, while it is switched on."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kind = KINDS[0]
+        self.live: Counter[str] = Counter()
+        self.total = self.most = 0
+        self.peak: dict[str, int] = {}
+        self.work: list[Work] = []
+        self._known: set[int] = set()
+
+    def begin(self, kind: str) -> None:
+        """From here on, storages are made for `kind`."""
+        self.kind = kind
+
+    def measure(self) -> None:
+        """Forget the peak and the operations so far."""
+        self.most, self.peak, self.work = self.total, dict(self.live), []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:  # .item(): a fake tensor has no number to tell
+            return 1.0 if args[0].is_floating_point() else 1
+        result = func(*args, **kwargs)
+        made = [tensor for tensor in tree_iter(result) if isinstance(tensor, Tensor)]
+        for tensor in made:
+            self._note(tensor.untyped_storage())
+        if made and not func.is_view and not func.overloadpacket.__name__.startswith("empty"):
+            read = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)]
+            self.work.append(Work(_flops(func, args, kwargs, result), sum(_bytes(tensor) for tensor in [*read, *made])))
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live[self.kind] += size
+        self.total += size
+        if self.total > self.most:
+            self.most, self.peak = self.total, dict(self.live)
+        weakref.finalize(storage, self._gone, key, size, self.kind)
+
+    def _gone(self, key: int, size: int, kind: str) -> None:
+        self._known.discard(key)
+        self.live[kind] -= size
+        self.total -= size
+
+
+def footprint(
+    outline: Outline,
+    rows: int,
+    optimizer: OptimizerSettings,
+    compute: torch.dtype,
+    *,
+    parts: int = 1,
+    average: float = 0.0,
+    snapshots: bool = False,
+    recompute: bool = False,
+) -> Footprint:
+    """Go through a step of `parts` parts of `rows` rows each, on fake tensors.
+
+    Args:
+        compute: as in `Stepper`: the dtype of autocast where it is lower than float32.
+        average, snapshots: whether a running average and the two power averages are kept, as in [run].
+        recompute: activation checkpointing.
+    """
+    is_lower = compute in (torch.bfloat16, torch.float16)
+    ledger = Ledger()
+    with FakeTensorMode(), ledger:
+        model = outline.make()
+        ledger.begin("optimizer")
+        optimizers = make_optimizers(model, optimizer, compute)
+        ledger.begin("averages")
+        copies = [
+            {name: value.clone() for name, value in model.state_dict().items()}
+            for _ in range(bool(average) + len(LENGTHS) * snapshots)
+        ]
+        kept = {kind: ledger.live[kind] for kind in ("weights", "optimizer", "averages")}
+        prepare(outline.networks(model), recompute=recompute, compile=False, blocks=blocks_of)
+        model.train()
+        ledger.begin("batch")
+        batches = [outline.batch(rows) for _ in range(parts)]
+        ledger.measure()
+        for batch in batches:
+            ledger.work = []
+            ledger.begin("activations")
+            with _autocast(compute, is_lower):
+                loss = outline.loss(model, batch)
+            forward = len(ledger.work)
+            ledger.begin("gradients")
+            loss.backward()
+            del loss
+        part, step = tuple(ledger.work), ledger.peak
+        kept["gradients"] = sum(_bytes(p.grad) for p in model.parameters() if p.grad is not None)
+        ledger.begin("update")
+        ledger.measure()
+        clip_gradients(model, optimizer.clip, ALONE)
+        for one in optimizers:
+            one.step()
+        model.zero_grad(set_to_none=True)
+        optimizing, update = tuple(ledger.work), ledger.peak
+        del batches, batch
+        ledger.begin("validation")
+        ledger.measure()
+        with _swapped(model, bool(average)), torch.no_grad(), _autocast(compute, is_lower):
+            outline.validate(model.eval())
+        validating, validation = sum(work.flops for work in ledger.work), ledger.peak
+        blocks = [block for network in outline.networks(model) for block in blocks_of(network)] or [model]
+        result = Footprint(
+            rows=rows,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            kept=kept,
+            step=_positive(step),
+            update=_positive(update),
+            validation=_positive(validation),
+            part=part,
+            forward=forward,
+            optimizing=optimizing,
+            validating=validating * outline.validations,
+            block=max(sum(_bytes(parameter) for parameter in block.parameters()) for block in blocks),
+            checkpoint=kept["weights"] + kept["optimizer"] + kept["averages"],
+        )
+        del model, optimizers, copies
+    return result
+
+
+@contextmanager
+def _swapped(model: nn.Module, is_averaged: bool) -> Iterator[None]:
+    """While the averaged weights are in the model, its own are kept beside them."""
+    before = {name: value.clone() for name, value in model.state_dict().items()} if is_averaged else {}
+    yield
+    del before
+
+
+def _autocast(compute: torch.dtype, is_lower: bool) -> Any:
+    return torch.autocast("cpu", compute) if is_lower else nullcontext()
+
+
+def _positive(kinds: dict[str, int]) -> dict[str, int]:
+    return {kind: kinds[kind] for kind in KINDS if kinds.get(kind, 0) > 0}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float:
+    """Operations of a product, by torch's own formulas; it has none for the CPU's attention."""
+    name = func.overloadpacket.__name__
+    if name == CPU_ATTENTION:
+        return 2 * _attention_product(*args[:3])
+    if name == f"{CPU_ATTENTION}_backward":
+        return 5 * _attention_product(*args[1:4])
+    formula = flop_registry.get(func.overloadpacket)
+    return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
+
+
+def _attention_product(query: Tensor, key: Tensor, value: Tensor) -> float:
+    """Operations of one of attention's products of (B, heads, T, head_dim): forward has two of them, backward five."""
+    batch, heads, length, width = query.shape
+    return float(batch * heads * length * key.shape[-2] * (width + value.shape[-1]))

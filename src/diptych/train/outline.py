@@ -1,0 +1,82 @@
+"""The outline of a task: its model, a batch and its loss by their shapes, without the data.
+
+A plan is made before there is any data, and often for a machine that is not here. Each task's module has a function
+`outline(recipe)`; its parts work under torch's fake tensors as well as under real ones.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.spelling import unknown
+from diptych.train.recipe import Recipe
+from diptych.train.tasks import TASKS
+
+
+def _nothing(model: nn.Module) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a plan needs to know of a task.
+
+    Args:
+        make: the model, as the task makes it, with what is at rest marked so.
+        networks: the modules of the model that are called, as `Task.networks`.
+        batch: a batch of so many rows, of the right shapes and dtypes.
+        loss: (model, batch) -> the scalar to minimise.
+        unit, units: what is counted, and how many a row holds.
+        validate: the largest work of a validation at once, for its memory and its operations.
+        validations: how often that is done in one validation.
+        beside: bytes on the device that are there and not trained.
+        tensor: the largest number of processes that the matrices divide over.
+        stream: numbers that a row sends from block to block: what tensor parallelism exchanges.
+        remarks: what was assumed, a line each.
+    """
+
+    make: Callable[[], nn.Module]
+    networks: Callable[[Any], Sequence[nn.Module]]
+    batch: Callable[[int], Any]
+    loss: Callable[[Any, Any], Tensor]
+    unit: str
+    units: int = 1
+    validate: Callable[[Any], Any] = _nothing
+    validations: float = 1.0
+    beside: int = 0
+    tensor: int = 1
+    stream: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+def has_outline(recipe: Recipe) -> bool:
+    name = TASKS.get(recipe.run.objective)
+    return name is not None and hasattr(importlib.import_module(name), "outline")
+
+
+def outline_of(recipe: Recipe) -> Outline:
+    """The outline of the task that a recipe asks for.
+
+    Raises:
+        ValueError: an objective that is not known or has no outline, or sizes that cannot be.
+    """
+    if recipe.run.objective not in TASKS:
+        raise unknown("objective", recipe.run.objective, TASKS)
+    if not has_outline(recipe):
+        raise ValueError(f"the objective {recipe.run.objective} cannot be planned yet")
+    found: Outline = importlib.import_module(TASKS[recipe.run.objective]).outline(recipe)
+    return found
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """The model with its kernels in channels-last order; `Module.to` cannot do that to fake tensors."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.ndim == 4:
+                kernel = parameter.detach().contiguous(memory_format=torch.channels_last)
+                setattr(module, name, nn.Parameter(kernel, requires_grad=parameter.requires_grad))
+    return model

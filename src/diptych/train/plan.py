@@ -1,0 +1,407 @@
+"""A plan: what a recipe will take, before it is run. Memory by kind, speed, time and energy to the end, room on disk.
+
+For the machine at hand a few real steps are timed and what they really take is weighed; for another one the same step
+is laid out by the numbers of its data sheet.
+"""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych.core.precision import choose
+from diptych.train.footprint import Footprint, footprint
+from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
+from diptych.train.machines import MACHINES, THIS, USABLE, Machine, read_machines
+from diptych.train.outline import Outline, has_outline, outline_of
+from diptych.train.probe import Probe, Request, probe
+from diptych.train.ranks import blocks_of
+from diptych.train.recipe import Recipe
+
+# Of a process on the CPU, beside what its tensors hold, as measured on x86 Linux with glibc: the parts of torch's
+# libraries that the first step brings into memory, and the share of what passes that the allocator leaves unused
+# between the pieces.
+LIBRARIES = 75 * 2**20
+FRAGMENTS = 0.27
+PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
+WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
+PROBE_SECONDS = 8.0
+MOST_DEVICES = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Args:
+        on: the machine, in words.
+        devices: how many of it there are; the layout may use fewer.
+        is_measured: time and memory rest on steps made on this machine.
+        layout: over the devices.
+        memory: bytes on each device at the peak, by kind.
+        reading: bytes of the processes that read data ahead, all of them, in the host's memory.
+        room: bytes that a device has for it.
+        fits: whether the memory is less than the room.
+        step_seconds: one step, without reading, which goes on beside it.
+        speed: units (tokens, pictures) a second.
+        seconds: to the end, validation among it.
+        watts: of all devices used; an assumption where the machine is not in the table.
+        flops: floating-point operations of a step.
+        checkpoint, disk: bytes of one checkpoint, and of all that the run keeps at once.
+        instead: settings that need less memory and fit, where the plan does not; "" where there are none.
+        considered: how many layouts were weighed.
+        remarks: what was assumed, a line each.
+    """
+
+    recipe: str
+    on: str
+    devices: int
+    is_measured: bool
+    parameters: int
+    layout: Layout
+    memory: dict[str, int]
+    reading: int
+    room: int
+    fits: bool
+    unit: str
+    steps: int
+    step_seconds: float
+    speed: float
+    seconds: float
+    watts: float
+    flops: float
+    checkpoint: int
+    disk: int
+    instead: str
+    considered: int
+    remarks: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes on each device at the peak."""
+        return sum(self.memory.values())
+
+    @property
+    def kilowatt_hours(self) -> float:
+        return self.watts * self.seconds / 3.6e6
+
+    def to_dict(self) -> dict[str, Any]:
+        layout = {"replicate": self.layout.replicate, **asdict(self.layout)}
+        return asdict(self) | {"layout": layout, "total": self.total, "kilowatt_hours": self.kilowatt_hours}
+
+
+def plan(recipe: Recipe, on: str = THIS, *, threads: int | None = None, dtype: str | None = None) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        on: "this", or a number of machines of the table ("8 x H100").
+        threads, dtype: as for `diptych train`; of this machine only.
+
+    Raises:
+        ValueError: in one line, for what is wrong in the recipe or is not known of the machine.
+    """
+    if on.strip().lower() == THIS:
+        return plan_here(recipe, threads=threads, dtype=dtype)
+    devices, machine = read_machines(on)
+    return plan_there(recipe, devices, machine)
+
+
+def plan_here(
+    recipe: Recipe,
+    *,
+    threads: int | None = None,
+    dtype: str | None = None,
+    seconds: float = PROBE_SECONDS,
+) -> Plan:
+    """On this machine, with the recipe's own settings; `seconds` 0 makes no steps, and so knows memory alone."""
+    device, compute = choose(None, dtype)
+    outline, run = outline_of(recipe), recipe.run
+    room = available(device)
+    rows = run.batch // run.accumulate
+    once = partial(_footprint, recipe, outline, compute=compute)
+    whole = once(rows, parts=min(run.accumulate, 2))
+    held = _held_here(whole, whole, None, device)
+    found: Probe | None = None
+    if seconds:
+        most = _most_rows(rows, whole, room)
+        if most:
+            found = probe(Request(str(recipe.path), list(recipe.overrides), most, seconds, threads, dtype))
+            tried = whole if found.rows == rows and run.accumulate == 1 else once(found.rows)
+            held = _held_here(whole, tried, found, device)
+    held["beside"] = outline.beside
+    each = found.seconds / found.rows if found else 0.0
+    update = found.update if found else 0.0
+    step = run.batch * each + update
+    validating = whole.validating / whole.flops * rows * each * _times(run.steps, run.validate_every)
+    total = sum(held.values())
+    passing = room - total + (1 + FRAGMENTS) * whole.passing  # what there is room for beside what stays
+    threads = threads or torch.get_num_threads()
+    name, watts = _this(device, threads)
+    layout = Layout(1, run.recompute, 1, run.accumulate, 1)
+    remarks = list(outline.remarks)
+    if seconds and not found:
+        remarks.append("no step was made to measure: there is no room for one")
+    return Plan(
+        recipe=recipe.name,
+        on=name,
+        devices=1,
+        is_measured=found is not None,
+        parameters=whole.parameters,
+        layout=layout,
+        memory={kind: size for kind, size in held.items() if size},
+        reading=run.workers * (found.process if found and device.type == "cpu" else PROCESS),
+        room=room,
+        fits=total <= room,
+        unit=outline.unit,
+        steps=run.steps,
+        step_seconds=step,
+        speed=run.batch * outline.units / step if step else 0.0,
+        seconds=run.steps * step + validating,
+        watts=watts,
+        flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
+        checkpoint=whole.checkpoint,
+        disk=_disk(recipe, whole),
+        instead="" if total <= room else _instead(recipe, outline, compute, passing),
+        considered=1,
+        remarks=tuple(remarks),
+    )
+
+
+def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
+    """On devices of another machine, in the cheapest layout that fits."""
+    outline, run = outline_of(recipe), recipe.run
+    compute = torch.bfloat16
+    with torch.device("meta"):
+        num_blocks = len([block for network in outline.networks(outline.make()) for block in blocks_of(network)])
+    sketches: dict[bool, Sketch] = {}
+    weighed: list[Considered] = []
+    room, chosen = int(USABLE * machine.memory), None
+    for again in sorted({run.recompute, True}):  # with recomputation only where nothing else fits
+        layouts = _layouts(devices, recipe, outline, again)
+        rows = [run.batch // layout.readers // layout.accumulate for layout in layouts]
+        few, many = (
+            _footprint(recipe, outline, count, compute=compute, recompute=again) for count in (min(rows), max(rows))
+        )
+        sketches[again] = Sketch(few, many, num_blocks, outline.stream, outline.beside)
+        weighed += _weigh(layouts, sketches, run.batch, machine)
+        if chosen := cheapest(weighed, room):
+            break
+    best = chosen or min(weighed, key=lambda one: one.total)
+    sketch = sketches[best.layout.recompute]
+    many = sketch.many
+    a_row = best.seconds / run.batch
+    validating = many.validating / many.flops * many.rows * a_row * best.layout.devices
+    remarks = [*outline.remarks, *_remarks(best, machine, devices, run.batch)]
+    step = best.seconds
+    total_seconds = run.steps * step + validating * _times(run.steps, run.validate_every)
+    return Plan(
+        recipe=recipe.name,
+        on=f"{devices} x {machine.name}",
+        devices=devices,
+        is_measured=False,
+        parameters=many.parameters,
+        layout=best.layout,
+        memory={kind: size for kind, size in best.memory.items() if size},
+        reading=run.workers * best.layout.devices * PROCESS,
+        room=room,
+        fits=chosen is not None,
+        unit=outline.unit,
+        steps=run.steps,
+        step_seconds=step,
+        speed=run.batch * outline.units / step,
+        seconds=total_seconds,
+        watts=machine.watts * best.layout.devices,
+        flops=many.flops / many.rows * run.batch + sum(work.flops for work in many.optimizing),
+        checkpoint=many.checkpoint,
+        disk=_disk(recipe, many),
+        instead="" if chosen else _enough(sketches, outline, recipe, devices, machine),
+        considered=len(weighed),
+        remarks=tuple(remarks),
+    )
+
+
+def _layouts(devices: int, recipe: Recipe, outline: Outline, again: bool) -> list[Layout]:
+    return list(candidates(devices, recipe.run.batch, outline.tensor, recipe.run.accumulate, again))
+
+
+def _weigh(layouts: list[Layout], sketches: dict[bool, Sketch], batch: int, machine: Machine) -> list[Considered]:
+    weighed = []
+    for layout in layouts:
+        sketch = sketches[layout.recompute]
+        took = step_seconds(layout, sketch, batch, machine)
+        weighed.append(Considered(layout, memory(layout, sketch, batch), took))
+    return weighed
+
+
+def _enough(sketches: dict[bool, Sketch], outline: Outline, recipe: Recipe, devices: int, machine: Machine) -> str:
+    """How many of the same devices would hold it, in powers of two."""
+    while (devices := 2 << (devices.bit_length() - 1)) <= MOST_DEVICES:
+        layouts = _layouts(devices, recipe, outline, again=True)
+        layouts = [layout for layout in layouts if layout.devices == devices]
+        if found := cheapest(_weigh(layouts, sketches, recipe.run.batch, machine), USABLE * machine.memory):
+            return f"{devices} x {machine.name} would hold it: {found.layout}"
+    return ""
+
+
+def _remarks(best: Considered, machine: Machine, devices: int, batch: int) -> list[str]:
+    remarks = []
+    idle = devices - best.layout.devices
+    if idle:
+        remarks.append(
+            f"{idle} of the devices would not make it faster: a step has {batch} rows, and its operations are too "
+            "small or cannot be divided further"
+        )
+    return remarks
+
+
+def check_start(recipe: Recipe, folder: Path, *, dtype: str | None = None) -> None:
+    """Hold a recipe against this machine before anything starts; it takes about a second. A kind of training that has
+    no outline is not held back.
+
+    Raises:
+        ValueError: as `check_room`.
+    """
+    if has_outline(recipe):
+        check_room(plan_here(recipe, dtype=dtype, seconds=0), folder)
+
+
+def check_room(planned: Plan, folder: Path) -> None:
+    """Hold a plan of this machine against the memory and the disk that are free.
+
+    Args:
+        folder: of the run; it need not exist yet.
+
+    Raises:
+        ValueError: in one line, for the first of them that does not suffice.
+    """
+    if not planned.fits:
+        instead = f"; {planned.instead}" if planned.instead else "; a smaller run.batch needs less"
+        raise ValueError(
+            f"not enough memory: the run needs about {size(planned.total)}, and {size(planned.room)} are free{instead}"
+        )
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if planned.disk > free:
+        raise ValueError(
+            f"not enough room on the disk: '{folder}' needs about {size(planned.disk)} for its checkpoints "
+            f"({size(planned.checkpoint)} each), and {size(free)} are free; a smaller run.keep needs less"
+        )
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that are free for a program on this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        limits += [
+            int(Path("/sys/fs/cgroup/memory.max").read_text()) - int(Path("/sys/fs/cgroup/memory.current").read_text())
+        ]
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit for this group of processes
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def size(count: float) -> str:
+    """Bytes for a reader."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= scale:
+            return (
+                f"{count / scale:.{2 if count < 10 * scale else 1}f} {unit}"
+                if unit == "GiB"
+                else (f"{count / scale:.0f} {unit}")
+            )
+    return f"{count / 1024:.0f} KiB"
+
+
+def _footprint(
+    recipe: Recipe,
+    outline: Outline,
+    rows: int,
+    *,
+    compute: torch.dtype,
+    parts: int = 1,
+    recompute: bool | None = None,
+) -> Footprint:
+    run = recipe.run
+    return footprint(
+        outline,
+        rows,
+        recipe.optimizer,
+        compute,
+        parts=parts,
+        average=run.average,
+        snapshots=run.snapshot_every > 0,
+        recompute=run.recompute if recompute is None else recompute,
+    )
+
+
+def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: torch.device) -> dict[str, int]:
+    """Bytes by kind on this machine. What the tensors hold is known; what the process holds beside them was measured
+    with the rows that were tried, and the share that is lost between the pieces grows with what passes."""
+    held = dict(whole.peak)
+    if device.type != "cpu":
+        return held | {"allocator": round(0.08 * whole.passing), "process": 600 * 2**20}
+    process, libraries = PROCESS, LIBRARIES
+    if found:
+        process = found.process
+        beside = found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping
+        libraries = max(0, round(beside))
+    return held | {"allocator": round(FRAGMENTS * whole.passing), "libraries": libraries, "process": process}
+
+
+def _most_rows(rows: int, whole: Footprint, room: int) -> int:
+    """Rows that can be tried on this machine without filling it."""
+    left = 0.8 * room - PROCESS - LIBRARIES - whole.staying
+    each = (1 + FRAGMENTS) * whole.stepping / rows
+    return max(0, min(rows, int(left / each)))
+
+
+def _this(device: torch.device, threads: int) -> tuple[str, float]:
+    """The machine at hand, in words, and its watts."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = next((machine for key, machine in MACHINES.items() if key.split("-")[0] in name), None)
+        return f"this machine ({name})", known.watts if known else 300.0
+    return f"this machine ({threads} CPU thread{'s' if threads > 1 else ''})", WATTS_A_THREAD * threads
+
+
+def _instead(recipe: Recipe, outline: Outline, compute: torch.dtype, passing: float) -> str:
+    """The settings of one device with which no more than so many bytes pass, the quickest first."""
+    run = recipe.run
+    for again in sorted({run.recompute, True}):
+        few, many = (
+            _footprint(recipe, outline, rows, compute=compute, parts=2, recompute=again)
+            for rows in (1, run.batch // run.accumulate)
+        )
+        sketch = Sketch(few, many, 0, 0)
+        least = max(sum(kinds.values()) - many.staying for kinds in (many.update, many.validation))
+        for parts in (parts for parts in range(run.accumulate, run.batch + 1) if run.batch % parts == 0):
+            if (1 + FRAGMENTS) * max(least, sketch.stepping(run.batch / parts)) <= passing:
+                return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
+    return ""
+
+
+def _disk(recipe: Recipe, whole: Footprint) -> int:
+    """Bytes of everything that a run keeps at once: checkpoints (one more while it is written), snapshots in float16,
+    the finished model and the best."""
+    run = recipe.run
+    last = run.save_every or run.steps
+    kept = min(run.keep + 1, _times(run.steps, last) + 1)
+    kept += run.steps // run.keep_every if run.keep_every else 0
+    snapshots = run.steps // run.snapshot_every if run.snapshot_every else 0
+    models = (1 + run.keep_best) * 4 * whole.parameters
+    return kept * whole.checkpoint + snapshots * 4 * whole.parameters + models
+
+
+def _times(steps: int, every: int) -> int:
+    """How often something is done every so many steps, and at the end."""
+    return -(-steps // every) if every else 1

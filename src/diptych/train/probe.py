@@ -1,0 +1,157 @@
+"""What a few real steps take on this machine, in a process of their own, so that its memory is that of a run.
+
+`python -m diptych.train.probe` reads one JSON object (a `Request`) from standard input and writes one (a `Probe`).
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MOST = 6  # steps of one kind that are timed, after one that warms up
+
+
+@dataclass(frozen=True)
+class Request:
+    """Args:
+    recipe, overrides: as for `read_recipe`.
+    rows: of one part, the most that may be tried.
+    seconds: for all steps together, roughly.
+    threads: of the CPU; None is all.
+    dtype: as for `diptych train`.
+    """
+
+    recipe: str
+    overrides: list[str]
+    rows: int
+    seconds: float
+    threads: int | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Args:
+    rows: that the last steps had.
+    seconds: forward and backward of `rows` rows.
+    update: seconds of the optimizers and averages.
+    process: bytes before there was a model.
+    peak: bytes, the most that there were.
+    """
+
+    rows: int
+    seconds: float
+    update: float
+    process: int
+    peak: int
+
+
+def probe(request: Request) -> Probe:
+    """Raises: ValueError, in one line, where the steps fail."""
+    command = [sys.executable, "-m", "diptych.train.probe"]
+    done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ValueError(f"the machine could not be measured: {said[-1]}")
+    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(request: Request) -> Probe:
+    """The same in this process."""
+    import torch
+    from torch import nn
+
+    import diptych.train.loop  # noqa: F401 - a run has it in memory
+    from diptych.core.precision import choose
+    from diptych.train.optimizers import make_optimizers
+    from diptych.train.outline import outline_of
+    from diptych.train.plan import plan_here
+    from diptych.train.ranks import ALONE, blocks_of
+    from diptych.train.recipe import read_recipe
+    from diptych.train.state import State
+    from diptych.train.step import Stepper, prepare
+
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    recipe = read_recipe(request.recipe, request.overrides)
+    device, compute = choose(None, request.dtype)
+    outline = outline_of(recipe)
+    plan_here(recipe, seconds=0)  # a run does so before it starts, and what it brings into memory stays
+    process = _resident() if device.type == "cpu" else 0
+
+    class Steps:
+        """The outline, as far as the stepper wants a task."""
+
+        model: nn.Module = outline.make().to(device)
+
+        def count(self, batch: Any) -> int:
+            return len(batch[0])
+
+        def loss(self, batch: Any, step: int) -> Any:
+            return outline.loss(self.model, batch), {}
+
+    task: Any = Steps()
+    prepare(outline.networks(task.model), recompute=recipe.run.recompute, compile=recipe.run.compile, blocks=blocks_of)
+    optimizers = make_optimizers(task.model, recipe.optimizer, compute)
+    state = State(task.model, optimizers, recipe.run.average, with_snapshots=recipe.run.snapshot_every > 0)
+    stepper = Stepper(task, optimizers, ALONE, device, compute, recipe.optimizer.clip, recipe.run.seed)
+    task.model.train()
+
+    updates = [0.0]
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(lambda *_: updates.append(updates.pop() - time.perf_counter()))
+        optimizer.register_step_post_hook(lambda *_: updates.append(updates.pop() + time.perf_counter()))
+
+    def timed(rows: int, least: int, until: float) -> tuple[float, float]:
+        """Seconds of forward and backward, and of the update: medians of at least `least` steps, and of as many as
+        there is time for, after one that is not counted."""
+        times: list[tuple[float, float]] = []
+        while len(times) <= least or (time.perf_counter() < until and len(times) <= MOST):
+            batch = outline.batch(rows)
+            updates[0], started = 0.0, time.perf_counter()
+            done = stepper([batch], state.step, 0.0)
+            stepped = time.perf_counter()
+            state.advance(done, 0.0)
+            update = updates[0] + time.perf_counter() - stepped
+            times.append((time.perf_counter() - started - update, update))
+        ones, others = zip(*times[1:], strict=True)
+        return statistics.median(ones), statistics.median(others)
+
+    until = time.perf_counter() + request.seconds
+    seconds, update = timed(1, 1, 0.0)
+    rows = int(((until - time.perf_counter()) / 3 - update) / seconds)
+    rows = max(1, min(request.rows, rows))
+    if rows > 1:
+        seconds, update = timed(rows, 2, until)
+    peak = _most() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
+    return Probe(rows, seconds, update, process, peak)
+
+
+def _resident() -> int:
+    from pathlib import Path
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return _most()
+    import os
+
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _most() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(asdict(measure(Request(**json.loads(sys.stdin.read()))))))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        sys.exit(str(error).splitlines()[0])

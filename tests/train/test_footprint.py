@@ -1,0 +1,126 @@
+"""Footprints: exact to the byte and to the operation, and the same on fake tensors as on real ones."""
+
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diptych.train import footprint as module
+from diptych.train.footprint import Footprint, footprint
+from diptych.train.outline import Outline
+from diptych.train.recipe import OptimizerSettings
+
+WIDTH, DEPTH, ROWS = 64, 3, 16
+
+
+class Rows(NamedTuple):
+    rows: Tensor
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.SiLU(), nn.SiLU(), nn.SiLU()) for _ in range(DEPTH)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+OUTLINE = Outline(
+    make=Stack,
+    networks=lambda model: [model],
+    batch=lambda rows: Rows(torch.randn(rows, WIDTH)),
+    loss=lambda model, batch: model(batch.rows).square().mean(),
+    unit="rows",
+    validate=lambda model: model(torch.randn(ROWS, WIDTH)),
+)
+take = partial(footprint, OUTLINE, optimizer=OptimizerSettings(), compute=torch.float32)
+PARAMETERS = DEPTH * WIDTH * WIDTH
+
+
+def total(kinds: dict[str, int]) -> int:
+    return sum(kinds.values())
+
+
+def test_what_stays_is_the_textbook_sum() -> None:
+    """Four bytes for each parameter, eight for AdamW's moments and a counter a tensor, four for an average and eight
+    for the two of snapshots, four for gradients (Rajbhandari et al. 2020, sec. 3.1, in float32)."""
+    found = take(rows=ROWS, average=0.9, snapshots=True)
+    assert found.parameters == PARAMETERS
+    assert found.kept == {
+        "weights": 4 * PARAMETERS,
+        "optimizer": 8 * PARAMETERS + 4 * DEPTH,
+        "averages": 12 * PARAMETERS,
+        "gradients": 4 * PARAMETERS,
+    }
+    assert found.block == 4 * WIDTH * WIDTH
+    assert take(rows=ROWS).kept["averages"] == 0
+
+
+def test_muon_keeps_one_number_a_parameter() -> None:
+    found = footprint(OUTLINE, ROWS, OptimizerSettings(name="muon"), torch.float32)
+    assert found.kept["optimizer"] == 4 * PARAMETERS
+
+
+def test_products_are_counted_as_in_the_formula() -> None:
+    """2 N a row forward, and twice that backward but for the first layer's input, which needs no gradient; an update
+    by AdamW has no product, and a validation is a forward."""
+    found = take(rows=ROWS)
+    assert found.flops == ROWS * (6 * PARAMETERS - 2 * WIDTH * WIDTH)
+    assert sum(work.flops for work in found.part[: found.forward]) == ROWS * 2 * PARAMETERS
+    assert sum(work.flops for work in found.optimizing) == 0
+    assert found.validating == ROWS * 2 * PARAMETERS
+
+
+def test_attention_on_the_cpu_counts_as_on_a_gpu() -> None:
+    """Two products forward and five backward, of 2 T^2 D operations for each head and row."""
+    shape = (2, 3, 32, 16)
+    outline = Outline(
+        make=lambda: nn.Linear(16, 16, bias=False),
+        networks=lambda model: [model],
+        batch=lambda rows: Rows(torch.randn(*shape)),
+        loss=lambda model, batch: nn.functional.scaled_dot_product_attention(*[model(batch.rows)] * 3).sum(),
+        unit="rows",
+    )
+    found = footprint(outline, 2, OptimizerSettings(), torch.float32)
+    linear = 2 * 2 * 3 * 32 * 16 * 16
+    assert found.flops == 7 * 2 * 2 * 3 * 32 * 32 * 16 + 2 * linear
+
+
+def test_real_tensors_leave_the_same_footprint_as_fake_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one thing that fakery could get wrong, held against the step itself."""
+    fake: Footprint = take(rows=ROWS, average=0.9)
+    monkeypatch.setattr(module, "FakeTensorMode", nullcontext)
+    real: Footprint = take(rows=ROWS, average=0.9)
+    assert (real.kept, real.step, real.flops) == (fake.kept, fake.step, fake.flops)
+    assert (real.peak, real.block, real.validating) == (fake.peak, fake.block, fake.validating)
+
+
+def test_activations_grow_in_a_straight_line_with_the_rows() -> None:
+    one, two, four = (total(take(rows=rows).step) for rows in (64, 128, 256))
+    assert four - two == 2 * (two - one) > 0
+
+
+def test_recomputing_keeps_less_and_computes_each_block_once_more() -> None:
+    kept, again = take(rows=512), take(rows=512, recompute=True)
+    assert again.step["activations"] < kept.step["activations"] / 2
+    assert again.flops == kept.flops + 512 * 2 * PARAMETERS
+
+
+def test_parts_of_a_step_hold_their_gradients_meanwhile() -> None:
+    """The second part begins with the gradients of the first."""
+    alone, second = take(rows=ROWS), take(rows=ROWS, parts=2)
+    assert second.step["gradients"] >= 4 * PARAMETERS
+    assert alone.part == second.part[: len(alone.part)] or len(second.part) > len(alone.part)
+
+
+def test_half_precision_halves_what_is_kept_for_the_backward_pass() -> None:
+    full, half = take(rows=4096), footprint(OUTLINE, 4096, OptimizerSettings(), torch.bfloat16)
+    assert half.step["activations"] < 0.7 * full.step["activations"]

@@ -1,0 +1,151 @@
+"""Plans: they need no data, their memory is that of a run, and what does not fit is said before anything starts."""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diptych.train.outline import outline_of
+from diptych.train.plan import Plan, check_room, plan, plan_here
+from diptych.train.recipe import Recipe, read_recipe
+from diptych.train.tasks import TASKS, build
+
+TALE = """
+[run]
+objective = "next-token"
+steps = 2
+batch = 24
+workers = 0
+sample_every = 0
+
+[model]
+depth = 2
+context = 256
+overrides = { width = 256, num_heads = 4, num_kv_heads = 4, hidden = 768 }
+
+[data]
+mix = { "tale.txt" = 1 }
+vocab_size = 300
+validation_documents = 1
+"""
+
+
+@pytest.fixture
+def tale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = tmp_path / "tale.toml"
+    path.write_text(TALE)
+    return path
+
+
+def peak_of_a_run(folder: Path) -> int:
+    """The most memory that `diptych train` held, in a process of its own."""
+    (folder / "tale.txt").write_text("Once upon a time there was a cat. It sat on a beach and saw the sea.\n" * 400)
+    code = (
+        "import resource, sys; from diptych.cli import main; status = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "train", "tale.toml", "--threads", "1", "--dtype", "float32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.skipif(not hasattr(resource, "getrusage") or torch.cuda.is_available(), reason="memory of the CPU")
+def test_the_memory_of_a_plan_is_that_of_a_run(tale: Path) -> None:
+    """Within 10 %, with activations of over 100 MB, of which the plan has tried a few rows alone."""
+    planned = plan_here(read_recipe(tale), threads=1, dtype="float32", seconds=0.01)
+    assert planned.is_measured
+    assert planned.memory["activations"] > 100 * 2**20
+    assert planned.total == pytest.approx(peak_of_a_run(tale.parent), rel=0.1)
+
+
+@pytest.mark.parametrize("objective", TASKS)
+def test_an_outline_is_the_shape_of_its_task(recipe: Any, objective: str) -> None:
+    """The same tensors in the model and in a batch, and a loss to go down from, without the data that a task needs."""
+    read: Recipe = recipe(objective)
+    outline, task = outline_of(read), build(read)
+
+    def shapes(tensors: Any) -> list[tuple[Any, ...]]:
+        return [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+
+    model, batch = outline.make(), outline.batch(read.run.batch)
+    assert shapes(model.state_dict().values()) == shapes(task.model.state_dict().values())
+    for mine, own in zip(model.parameters(), task.model.parameters(), strict=True):
+        assert mine.ndim != 4 or mine.is_contiguous(memory_format=torch.channels_last), own.shape
+    trained = [parameter.requires_grad for parameter in task.model.parameters()]
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+    real = task.source.batch(0, range(read.run.batch))
+    assert type(batch) is type(real)
+    assert shapes(batch) == shapes(real)
+    assert len(outline.networks(model)) == len(task.networks)
+    loss = outline.loss(model, batch)
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    assert outline.unit == task.unit
+
+
+def test_a_plan_for_another_machine_needs_neither_it_nor_the_data(tale: Path) -> None:
+    planned = plan(read_recipe(tale, ["run.batch=64", "model.overrides.width=2048", "model.context=2048"]), "8 x H100")
+    assert planned.fits
+    assert planned.total < planned.room
+    assert planned.layout.devices == 8
+    assert planned.seconds > planned.steps * planned.step_seconds > 0
+    assert planned.speed == pytest.approx(64 * 2048 / planned.step_seconds)
+    assert planned.kilowatt_hours == pytest.approx(8 * 700 * planned.seconds / 3.6e6)
+    json.dumps(planned.to_dict(), allow_nan=False)
+
+
+def test_what_is_too_large_says_what_would_hold_it(tale: Path) -> None:
+    planned = plan(read_recipe(tale, ["run.batch=16", "model.overrides.hidden=400000"]), "1 x L4")
+    assert not planned.fits
+    assert " x L4 would hold it: " in planned.instead
+
+
+@pytest.fixture
+def planned(tale: Path) -> Plan:
+    return plan_here(read_recipe(tale), seconds=0)
+
+
+def test_too_little_memory_is_one_line_with_a_way_out(planned: Plan, tmp_path: Path) -> None:
+    check_room(planned, tmp_path / "not" / "yet")
+    small = replace(planned, room=planned.total // 2, fits=False, instead="run.accumulate=4 run.recompute=false fits")
+    with pytest.raises(ValueError, match=r"not enough memory: the run needs about .* free; run\.accumulate=4") as said:
+        check_room(small, tmp_path)
+    assert "\n" not in str(said.value)
+
+
+def test_too_little_disk_is_one_line(planned: Plan, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"not enough room on the disk: .* free; a smaller run\.keep needs less"
+    ) as said:
+        check_room(replace(planned, disk=2**60), tmp_path)
+    assert "\n" not in str(said.value)
+
+
+def test_the_way_out_is_one_that_fits(tale: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for a third of what passes, parts of the step are proposed, and with them the plan fits."""
+    whole = plan_here(read_recipe(tale), seconds=0)
+    room = whole.total - 2 * whole.memory["activations"] // 3
+    monkeypatch.setattr("diptych.train.plan.available", lambda device: room)
+    refused = plan_here(read_recipe(tale), seconds=0)
+    assert not refused.fits
+    settings = refused.instead.removesuffix(" fits").split()
+    assert settings[0].startswith("run.accumulate=")
+    assert plan_here(read_recipe(tale, settings), seconds=0).fits
+
+
+def test_a_run_is_refused_before_it_starts(tale: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diptych.cli import main
+
+    monkeypatch.setattr("diptych.train.plan.available", lambda device: 2**20)
+    assert main(["train", "tale.toml"]) == 1
+    assert not (tale.parent / "runs").exists()
