@@ -105,7 +105,7 @@ def test_a_plan_for_another_machine_needs_neither_it_nor_the_data(tale: Path) ->
 
 
 def test_what_is_too_large_says_what_would_hold_it(tale: Path) -> None:
-    planned = plan(read_recipe(tale, ["run.batch=16", "model.overrides.hidden=400000"]), "1 x L4")
+    planned = plan(read_recipe(tale, ["run.batch=16", "model.overrides.hidden=2000000"]), "1 x L4")
     assert not planned.fits
     assert " x L4 would hold it: " in planned.instead
 

@@ -77,7 +77,7 @@ class Footprint:
 
     @property
     def stepping(self) -> int:
-        """The same of a step alone, without validation."""
+        """The same of a step alone."""
         return max(sum(self.step.values()), sum(self.update.values())) - self.staying
 
     @property

@@ -16,7 +16,7 @@ import torch
 from diptych.core.precision import choose
 from diptych.train.footprint import Footprint, footprint
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
-from diptych.train.machines import MACHINES, THIS, USABLE, Machine, read_machines
+from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, Machine, read_machines
 from diptych.train.outline import Outline, has_outline, outline_of
 from diptych.train.probe import Probe, Request, probe
 from diptych.train.ranks import blocks_of
@@ -27,6 +27,8 @@ from diptych.train.recipe import Recipe
 # between the pieces.
 LIBRARIES = 75 * 2**20
 FRAGMENTS = 0.27
+RETAINED = 0.85  # share of what passes in a step that the allocator keeps afterwards: what else is done comes on top
+COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: torch's, and safetensors' bytes
 PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
 PROBE_SECONDS = 8.0
@@ -138,7 +140,9 @@ def plan_here(
     step = run.batch * each + update
     validating = whole.validating / whole.flops * rows * each * _times(run.steps, run.validate_every)
     total = sum(held.values())
-    passing = room - total + (1 + FRAGMENTS) * whole.passing  # what there is room for beside what stays
+    # What there is room for, beside what stays:
+    passing = room - total + sum(held[kind] for kind in held if kind not in ("weights", "optimizer", "averages"))
+    passing -= sum(held.get(kind, 0) for kind in ("libraries", "process", "beside"))
     threads = threads or torch.get_num_threads()
     name, watts = _this(device, threads)
     layout = Layout(1, run.recompute, 1, run.accumulate, 1)
@@ -347,15 +351,21 @@ def _footprint(
 def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: torch.device) -> dict[str, int]:
     """Bytes by kind on this machine. What the tensors hold is known; what the process holds beside them was measured
     with the rows that were tried, and the share that is lost between the pieces grows with what passes."""
-    held = dict(whole.peak)
     if device.type != "cpu":
-        return held | {"allocator": round(0.08 * whole.passing), "process": 600 * 2**20}
+        return whole.peak | {"allocator": round(SLACK * whole.passing), "process": CONTEXT}
     process, libraries = PROCESS, LIBRARIES
     if found:
         process = found.process
-        beside = found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping
-        libraries = max(0, round(beside))
-    return held | {"allocator": round(FRAGMENTS * whole.passing), "libraries": libraries, "process": process}
+        libraries = max(0, round(found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping))
+    staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}
+    lost, retained = round(FRAGMENTS * whole.stepping), round(RETAINED * (1 + FRAGMENTS) * whole.stepping)
+    moments = (
+        max(whole.step, whole.update, key=lambda kinds: sum(kinds.values())) | {"allocator": lost},
+        whole.validation | {"allocator": retained},
+        staying | {"saving": COPIES_TO_SAVE * max(staying.values()), "allocator": retained},
+    )
+    worst = max(moments, key=lambda kinds: sum(kinds.values()))
+    return worst | {"libraries": libraries, "process": process}
 
 
 def _most_rows(rows: int, whole: Footprint, room: int) -> int:
@@ -383,9 +393,11 @@ def _instead(recipe: Recipe, outline: Outline, compute: torch.dtype, passing: fl
             for rows in (1, run.batch // run.accumulate)
         )
         sketch = Sketch(few, many, 0, 0)
-        least = max(sum(kinds.values()) - many.staying for kinds in (many.update, many.validation))
+        saving = COPIES_TO_SAVE * max(many.kept[kind] for kind in ("weights", "optimizer", "averages"))
+        after = max(saving, sum(many.validation.values()) - many.staying)
         for parts in (parts for parts in range(run.accumulate, run.batch + 1) if run.batch % parts == 0):
-            if (1 + FRAGMENTS) * max(least, sketch.stepping(run.batch / parts)) <= passing:
+            step = (1 + FRAGMENTS) * max(sketch.stepping(run.batch / parts), sum(many.update.values()) - many.staying)
+            if max(step, RETAINED * step + after) <= passing:
                 return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
     return ""
 
