@@ -43,7 +43,7 @@ def test_another_process_maps_the_pictures_itself(recipe: Callable[..., Recipe])
 def test_each_epoch_shows_every_training_scene_once_and_none_that_validates(recipe: Callable[..., Recipe]) -> None:
     """Mean colours, which mirroring leaves as they are, tell which pictures were seen."""
     source = made(recipe).source
-    colours = torch.from_numpy(source.scenes.pictures.mean((2, 3)) / 127.5 - 1).float()
+    colours = torch.from_numpy(source.scenes.pixels.array.mean((2, 3)) / 127.5 - 1).float()
     for epoch in range(2):
         seen = torch.cat([source.batch(step, range(4)).pictures for step in range(4 * epoch, 4 * epoch + 4)])
         found = [int((colours - one.mean((1, 2))).abs().sum(1).argmin()) for one in seen]

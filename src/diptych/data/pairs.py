@@ -1,9 +1,9 @@
 """Batches of scenes with captions, for learning which belong together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from diptych.core.randomness import generator
 from diptych.core.tokenizer import Tokenizer
 from diptych.data import scenes
-from diptych.data.rendered import RenderedScenes, SceneData, render
+from diptych.data.rendered import SceneData
+from diptych.data.scene_pictures import ScenePictures
 from diptych.data.trouble import Trouble
 from diptych.image.encoders import encode_prompts
 
@@ -33,6 +34,7 @@ class ScenePairs:
     """Training scenes in an order of its own for each epoch, in a fresh wording each time one is seen.
 
     Args:
+        scenes: all of them, those held out at the end.
         tokenizer, length: of the captions.
         size: pixels a side that pictures are averaged to.
         seed: of the order.
@@ -40,29 +42,22 @@ class ScenePairs:
     """
 
     data: SceneData
+    scenes: ScenePictures
     tokenizer: Tokenizer
     length: int
     size: int
     seed: int
     batch_size: int
 
-    @cached_property
-    def scenes(self) -> RenderedScenes:
-        return render(self.data.seed, self.data.scenes, self.data.size)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the pictures: another process maps them from disk itself."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
-
     def batch(self, step: int, rows: range) -> PairBatch:
         total = self.data.scenes - self.data.held_out
         places = [step * self.batch_size + row for row in rows]
         chosen = [(int(_order(total, self.seed, place // total)[place % total]), place // total) for place in places]
-        pictures = torch.from_numpy(self.scenes.pictures[[index for index, _ in chosen]]).float() / 127.5 - 1
+        pictures = torch.from_numpy(self.scenes.pixels.array[[index for index, _ in chosen]]).float() / 127.5 - 1
         pictures = F.adaptive_avg_pool2d(pictures, self.size)
         is_mirrored = generator(seed=self.seed, step=step, stream=MIRRORED).random(self.batch_size)[list(rows)] < 0.5
         pictures = torch.where(torch.from_numpy(is_mirrored)[:, None, None, None], pictures.flip(-1), pictures)
-        captions = [caption(self.data, self.scenes.truth[index], index, epoch) for index, epoch in chosen]
+        captions = [caption(self.data, self.scenes.scene(index), index, epoch) for index, epoch in chosen]
         return PairBatch(pictures, *encode_prompts(self.tokenizer, captions, self.length))
 
     def troubles(self) -> Sequence[Trouble]:

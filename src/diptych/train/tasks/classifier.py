@@ -20,7 +20,9 @@ from diptych.core.weights import save
 from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import RenderedScenes, SceneData, render
+from diptych.data.scene_pictures import scene_pictures
 from diptych.data.scenes import ATTRIBUTES
+from diptych.data.stored import MappedArray
 from diptych.data.trouble import Trouble
 from diptych.image.judge import Judge, JudgeConfig
 from diptych.image.photo import to_picture
@@ -116,7 +118,7 @@ class LabelledBatch(NamedTuple):
 class Varied:
     """Scenes by chance, varied, with the truth of each."""
 
-    scenes: RenderedScenes
+    scenes: MappedArray
     truth: dict[str, Tensor]
     data: Data
     batch_size: int
@@ -127,7 +129,7 @@ class Varied:
         draw = generator(seed=self.seed, step=step, stream=DATA)
         here = slice(rows.start, rows.stop)
         chosen = draw.integers(0, self.data.scenes - self.data.held_out, self.batch_size)
-        pictures = vary(sized(self.scenes.pictures[chosen], self.size), draw, self.data)[here]
+        pictures = vary(sized(self.scenes.array[chosen], self.size), draw, self.data)[here]
         truth = torch.stack([values[chosen[here]] for values in self.truth.values()], dim=1)
         return LabelledBatch(pictures.contiguous(memory_format=torch.channels_last), truth)
 
@@ -171,7 +173,8 @@ class ClassifierTask:
 
     @property
     def source(self) -> "Varied":
-        return Varied(self.scenes, self.truth, self.data, self.recipe.run.batch, self.recipe.run.seed, self.size)
+        drawn = scene_pictures(self.data.seed, self.data.scenes, self.data.size)
+        return Varied(drawn.pixels, self.truth, self.data, self.recipe.run.batch, self.recipe.run.seed, self.size)
 
     @property
     def size(self) -> int:

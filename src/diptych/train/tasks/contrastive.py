@@ -14,6 +14,7 @@ from diptych.data import scenes
 from diptych.data.licences import SCENES
 from diptych.data.pairs import PairBatch, ScenePairs, caption, scene_questions
 from diptych.data.rendered import SceneData
+from diptych.data.scene_pictures import scene_pictures
 from diptych.image.contrast import LOSSES, contrastive_loss, equal_captions
 from diptych.image.encoders import EncoderConfig
 from diptych.image.matching import measure_matching
@@ -91,12 +92,13 @@ class ContrastiveTask:
             start.fill(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.matcher = PairingModel(recipe.name, self.model, tokenizer)
+        drawn = scene_pictures(self.data.seed, self.data.scenes, self.data.size)
         self.source = ScenePairs(
-            self.data, tokenizer, config.encoder.length, config.size, recipe.run.seed, recipe.run.batch
+            self.data, drawn, tokenizer, config.encoder.length, config.size, recipe.run.seed, recipe.run.batch
         )
         held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
-        self.pictures = self.source.scenes.pictures[held_out.start :]
-        self.truth = [self.source.scenes.truth[index] for index in held_out]
+        self.pictures = drawn.pixels.array[held_out.start :]
+        self.truth = [drawn.scene(index) for index in held_out]
 
     @property
     def networks(self) -> list[nn.Module]:
