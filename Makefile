@@ -16,7 +16,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 demo: $(VENV)/ready
 	@mkdir -p demo
-	@$(BIN)/diptych image "a cat wearing sunglasses on a beach at sunset" --seed 14 --out demo/cat.png --trace demo/cat.trace
+	@$(BIN)/diptych image "a cat wearing sunglasses on a beach at sunset" --seed 1 --out demo/cat.png --trace demo/cat.trace
 	@$(BIN)/diptych trace film demo/cat.trace --out demo/film.png
 	@$(BIN)/diptych text "Once upon a time" --seed 7 --out demo/story.txt
 	@echo
