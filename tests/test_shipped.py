@@ -26,7 +26,7 @@ def quill() -> TextModel:
 
 def test_the_picture_of_the_demo_shows_what_was_asked_for(brush: ImageModel) -> None:
     """Read by the judge, which was trained on composed scenes and never on a painted picture."""
-    image = brush.generate(PROMPT, seed=14).result().image
+    image = brush.generate(PROMPT, seed=1).result().image
     assert image.size == (128, 128)
     (seen,) = open_judge().read_pictures([image])
     assert {name: seen[name] for name in ("animal", "worn", "place", "time")} == {
