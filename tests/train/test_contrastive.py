@@ -34,9 +34,8 @@ def test_another_process_maps_the_pictures_itself(recipe: Callable[..., Recipe])
     source = made(recipe).source
     before = source.batch(0, range(4))
     packed = pickle.dumps(source)
-    assert len(packed) < 100_000, "24 pictures alone are 74 kB, 24,000 a gigabyte"
+    assert len(packed) < 40_000, "24 pictures alone are 74 kB, 24,000 a gigabyte"
     again: ScenePairs = pickle.loads(packed)
-    assert "scenes" not in again.__dict__
     assert all(map(torch.equal, before, again.batch(0, range(4))))
 
 
