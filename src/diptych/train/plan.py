@@ -44,7 +44,8 @@ class Plan:
         devices: how many of it there are; the layout may use fewer.
         is_measured: time and memory rest on steps made on this machine.
         layout: over the devices.
-        memory: bytes on each device at the peak, by kind.
+        memory: bytes on each device at the peak, by kind. Pages of data that are mapped from disk are not among them:
+            they count as the process's own where one asks for its size, and the system takes them back when it needs to.
         reading: bytes of the processes that read data ahead, all of them, in the host's memory.
         room: bytes that a device has for it.
         fits: whether the memory is less than the room.

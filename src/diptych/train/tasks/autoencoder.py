@@ -21,6 +21,7 @@ from diptych.data.training_pictures import PictureData as Data
 from diptych.data.training_pictures import training_pictures
 from diptych.data.trouble import Trouble, Troubles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
+from diptych.image.fidelity import structural_similarity
 from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
 from diptych.image.validation import fidelity
@@ -243,7 +244,9 @@ def outline(recipe: Recipe) -> Outline:
         if settings.trains_encoder:
             kept = torch.zeros(max(MEASURED, data.held_out), 3, data.size, data.size, dtype=torch.uint8)
             model.measure(kept.float() / 127.5 - 1)
-        model.decode(model.encode(pictures(32)))
+        part = pictures(32)
+        rebuilt = model.decoder(model.moments(part)[0]).float().clamp(-1, 1)
+        structural_similarity(rebuilt, part)
 
     return Outline(
         make=make,
