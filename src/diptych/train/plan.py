@@ -45,7 +45,7 @@ class Plan:
         is_measured: time and memory rest on steps made on this machine.
         layout: over the devices.
         memory: bytes on each device at the peak, by kind. Pages of data that are mapped from disk are not among them:
-            they count as the process's own where one asks for its size, and the system takes them back when it needs to.
+            they count as the process's own where one asks for its size, and the system takes them back at need.
         reading: bytes of the processes that read data ahead, all of them, in the host's memory.
         room: bytes that a device has for it.
         fits: whether the memory is less than the room.
@@ -357,7 +357,8 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
     process, libraries = PROCESS, LIBRARIES
     if found:
         process = found.process
-        libraries = max(0, round(found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping))
+        beside = round(found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping)
+        libraries = max(LIBRARIES // 2, beside)  # steps of few rows find room that was left over, and show less
     staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}
     lost, retained = round(FRAGMENTS * whole.stepping), round(RETAINED * (1 + FRAGMENTS) * whole.stepping)
     moments = (

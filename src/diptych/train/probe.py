@@ -66,6 +66,7 @@ def measure(request: Request) -> Probe:
 
     import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.precision import choose
+    from diptych.train.meter import Meter
     from diptych.train.optimizers import make_optimizers
     from diptych.train.outline import outline_of
     from diptych.train.plan import plan_here
@@ -79,7 +80,10 @@ def measure(request: Request) -> Probe:
     recipe = read_recipe(request.recipe, request.overrides)
     device, compute = choose(None, request.dtype)
     outline = outline_of(recipe)
-    plan_here(recipe, seconds=0)  # a run does so before it starts, and what it brings into memory stays
+    # A run holds its recipe against the machine and measures its peak before it starts; what that brings into memory
+    # stays.
+    plan_here(recipe, seconds=0)
+    Meter(device, compute)
     process = _resident() if device.type == "cpu" else 0
 
     class Steps:
