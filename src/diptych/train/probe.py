@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 MOST = 6  # steps of one kind that are timed, after one that warms up
@@ -130,24 +131,34 @@ def measure(request: Request) -> Probe:
     rows = max(1, min(request.rows, rows))
     if rows > 1:
         seconds, update = timed(rows, 2, until)
-    peak = _most() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
+    peak = (
+        most_held() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
+    )
     return Probe(rows, seconds, update, process, peak)
 
 
 def _resident() -> int:
-    from pathlib import Path
 
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        return _most()
+        return most_held()
     import os
 
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _most() -> int:
-    """The most memory that this process has held so far, in bytes."""
+def most_held() -> int:
+    """The most memory that this process has held so far, in bytes.
+
+    Where the system keeps a high-water mark of the program alone, that one: what getrusage says begins with the memory
+    of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
     import resource
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
