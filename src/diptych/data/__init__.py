@@ -1,1 +1,1 @@
-"""Data: corpora, captioned scenes, packing."""
+"""Data: texts and pictures, from wherever they lie to the rows of a step."""
