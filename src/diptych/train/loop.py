@@ -271,6 +271,8 @@ class Keeper:
             with self.state.averaged():
                 self.validation = self.task.validate()
         self._save_model(self.run.model)
+        if self.ranks.is_first:  # a kill after the last checkpoint leaves what it would have removed
+            self.run.thin(self.recipe.run.keep, self.recipe.run.keep_every)
         if self.board:
             self.board.close()
         return self.validation
