@@ -49,7 +49,7 @@ def peak_of_a_run(folder: Path) -> int:
     """The most memory that `diptych train` held, in a process of its own."""
     (folder / "tale.txt").write_text("Once upon a time there was a cat. It sat on a beach and saw the sea.\n" * 400)
     code = (
-        "import sys; from diptych.cli import main; from diptych.train.probe import most_held; "
+        "import sys; from diptych.cli import main; from diptych.train.meter import most_held; "
         "status = main(sys.argv[1:]); print(most_held()); sys.exit(status)"
     )
     command = [sys.executable, "-c", code, "train", "tale.toml", "--threads", "1", "--dtype", "float32"]

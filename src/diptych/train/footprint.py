@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 
 from diptych.train.averages import LENGTHS
+from diptych.train.meter import flops_of
 from diptych.train.optimizers import clip_gradients, make_optimizers
 from diptych.train.outline import Outline
 from diptych.train.ranks import ALONE, blocks_of
@@ -28,7 +28,6 @@ from diptych.train.step import prepare
 
 # What a byte is kept for, in the order in which a step makes it.
 KINDS = ("weights", "optimizer", "averages", "batch", "activations", "gradients", "update", "validation")
-CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 class Work(NamedTuple):
@@ -122,7 +121,9 @@ class Ledger(TorchDispatchMode):
             self._note(tensor.untyped_storage())
         if made and not func.is_view and not func.overloadpacket.__name__.startswith("empty"):
             read = [tensor for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)]
-            self.work.append(Work(_flops(func, args, kwargs, result), sum(_bytes(tensor) for tensor in [*read, *made])))
+            self.work.append(
+                Work(flops_of(func, args, kwargs, result), sum(_bytes(tensor) for tensor in [*read, *made]))
+            )
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -238,20 +239,3 @@ def _positive(kinds: dict[str, int]) -> dict[str, int]:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float:
-    """Operations of a product, by torch's own formulas; it has none for the CPU's attention."""
-    name = func.overloadpacket.__name__
-    if name == CPU_ATTENTION:
-        return 2 * _attention_product(*args[:3])
-    if name == f"{CPU_ATTENTION}_backward":
-        return 5 * _attention_product(*args[1:4])
-    formula = flop_registry.get(func.overloadpacket)
-    return float(formula(*args, **kwargs, out_val=result)) if formula else 0.0
-
-
-def _attention_product(query: Tensor, key: Tensor, value: Tensor) -> float:
-    """Operations of one of attention's products of (B, heads, T, head_dim): forward has two of them, backward five."""
-    batch, heads, length, width = query.shape
-    return float(batch * heads * length * key.shape[-2] * (width + value.shape[-1]))

@@ -113,15 +113,21 @@ class FlopCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        packet = getattr(func, "overloadpacket", None)
-        name = getattr(packet, "__name__", "")
-        if name == CPU_ATTENTION:
-            self.flops += 2 * _attention_product(*args[:3])
-        elif name == f"{CPU_ATTENTION}_backward":
-            self.flops += 5 * _attention_product(*args[1:4])
-        elif packet in flop_registry:
-            self.flops += int(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+        self.flops += flops_of(func, args, kwargs or {}, result)
         return result
+
+
+def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Operations of a dispatched operation, if it is a product: by torch's own formulas, and by one for the CPU's
+    attention, which they leave out."""
+    packet = getattr(func, "overloadpacket", None)
+    name = getattr(packet, "__name__", "")
+    if name == CPU_ATTENTION:
+        return 2 * _attention_product(*args[:3])
+    if name == f"{CPU_ATTENTION}_backward":
+        return 5 * _attention_product(*args[1:4])
+    formula = flop_registry.get(packet)
+    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
 def _attention_product(query: Tensor, key: Tensor, value: Tensor) -> int:
@@ -140,6 +146,20 @@ def resident_bytes(device: torch.device | None = None) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        pass
+    return most_held()
+
+
+def most_held() -> int:
+    """The most memory that this process has held so far, in bytes; 0 where nobody says.
+
+    Where the system keeps a high-water mark of the program alone, that one: what getrusage says begins with the memory
+    of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, ValueError, IndexError):
         pass
     try:

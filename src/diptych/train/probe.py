@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 MOST = 6  # steps of one kind that are timed, after one that warms up
@@ -67,7 +66,7 @@ def measure(request: Request) -> Probe:
 
     import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.precision import choose
-    from diptych.train.meter import Meter
+    from diptych.train.meter import Meter, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
     from diptych.train.outline import outline_of
     from diptych.train.plan import plan_here
@@ -85,7 +84,7 @@ def measure(request: Request) -> Probe:
     # stays.
     plan_here(recipe, seconds=0)
     Meter(device, compute)
-    process = _resident() if device.type == "cpu" else 0
+    process = resident_bytes() if device.type == "cpu" else 0
 
     class Steps:
         """The outline, as far as the stepper wants a task."""
@@ -135,34 +134,6 @@ def measure(request: Request) -> Probe:
         most_held() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
     )
     return Probe(rows, seconds, update, process, peak)
-
-
-def _resident() -> int:
-
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return most_held()
-    import os
-
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def most_held() -> int:
-    """The most memory that this process has held so far, in bytes.
-
-    Where the system keeps a high-water mark of the program alone, that one: what getrusage says begins with the memory
-    of the process that started this one.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 if __name__ == "__main__":

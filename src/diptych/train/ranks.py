@@ -126,7 +126,7 @@ class Ranks:
 
     def any(self, here: bool) -> bool:
         """Whether it is so in any process."""
-        return self.total(float(here))[0] > 0
+        return self.sums(float(here))[0] > 0
 
 
 ALONE = Ranks(ParallelSettings(shard=1))
