@@ -96,7 +96,7 @@ def test_causal_attention_is_the_lower_triangle_and_never_looks_ahead():
 
 def test_a_mask_is_taken_as_it_is_where_both_are_given():
     layer, x = attention(), draws(BATCH, QUERIES, WIDTH)
-    block = torch.eye(QUERIES, dtype=torch.bool)[None, None]
+    block = torch.eye(QUERIES, dtype=torch.bool)[None, None]  # causal, and more than that
     assert torch.equal(layer(x, mask=block, is_causal=True), layer(x, mask=block))
 
 
@@ -162,3 +162,14 @@ def test_qk_norm_makes_the_scores_blind_to_the_size_of_the_input():
 def test_heads_that_do_not_divide_are_named(heads, settings, named):
     with pytest.raises(ValueError, match=named):
         Attention(WIDTH, heads, **settings)
+
+
+def test_the_gradient_of_a_turn_is_that_of_its_formula():
+    x = draws(2, 3, 4, 8).requires_grad_()
+    cos, sin = rotary(torch.arange(4)[None].expand(2, -1), 8)
+    assert torch.autograd.gradcheck(lambda x: apply_rotary(x, cos.double(), sin.double()), x)
+    pull = draws(2, 3, 4, 8, seed=5)
+    apply_rotary(x, cos, sin).backward(pull)
+    first, second = pull.chunk(2, dim=-1)
+    expected = torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+    assert torch.allclose(x.grad, expected, atol=1e-12)

@@ -32,3 +32,18 @@ def test_statistics_of_bfloat16_are_those_of_float32():
 
 def test_a_row_of_zeros_stays_zero():
     assert torch.equal(RMSNorm(8)(torch.zeros(2, 8)), torch.zeros(2, 8))
+
+
+def test_the_kernel_for_bfloat16_has_the_gradients_of_the_formula(monkeypatch):
+    monkeypatch.setattr("diptych.core.kernels.multiplies_bfloat16_fast", lambda device: True)
+    torch.manual_seed(0)
+    norm = RMSNorm(64, eps=1e-2)
+    torch.nn.init.normal_(norm.weight)
+    lower = torch.randn(3, 5, 2, 64).bfloat16().transpose(1, 2).requires_grad_()
+    exact = lower.detach().double().requires_grad_()
+    pull = torch.randn(3, 2, 5, 64).bfloat16()
+    norm(lower).backward(pull)
+    to_weight, norm.weight.grad = norm.weight.grad, None
+    norm(exact).backward(pull.double())
+    assert torch.allclose(lower.grad.double(), exact.grad, rtol=2**-8, atol=1e-5)
+    assert torch.allclose(to_weight, norm.weight.grad, rtol=1e-4, atol=1e-4)

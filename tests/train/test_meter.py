@@ -70,7 +70,7 @@ def test_a_counted_step_is_the_same_step(
     network: Callable[[], tuple[nn.Module, Callable[[nn.Module], Tensor]]], is_mixed: bool
 ) -> None:
     """Loss, gradients and the random state are equal bit for bit, in float32 and under autocast; and what torch's own
-    counter finds, which takes operations apart and sees no attention on a CPU, is a part of what is found here."""
+    counter finds, which takes operations apart and does not see torch's attention on a CPU, is no more than that."""
     torch.manual_seed(0)
     model, objective = network()
     for parameter in model.parameters():
@@ -94,7 +94,7 @@ def test_a_counted_step_is_the_same_step(
     with FlopCounterMode(display=False) as other:
         step()
     assert meter.flops is not None
-    assert other.get_total_flops() < meter.flops < 2 * other.get_total_flops()
+    assert other.get_total_flops() <= meter.flops < 2 * other.get_total_flops()
 
 
 def test_only_the_first_step_is_counted() -> None:

@@ -61,6 +61,7 @@ def train(
 
     from diptych.core.estimate import headlines
     from diptych.core.precision import choose
+    from diptych.train.allocator import keep_freed_memory
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
     from diptych.train.meter import Meter
@@ -70,6 +71,7 @@ def train(
     from diptych.train.tasks import build
     from diptych.train.tensorboard import require_tensorboard
 
+    keep_freed_memory()
     with frame.settings():
         device, compute = choose(None, dtype)
         ranks = Ranks.join(chosen.parallel, device)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core import blocked
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
 
@@ -68,7 +69,8 @@ class Attention(nn.Module):
             x: (B, T, width).
             context: (B, S, context_width).
             rotary: cos and sin from `positions.rotary`, for queries and keys alike (self-attention).
-            mask: bool, broadcast to (B, 1, T, S); True may be looked at. Excludes is_causal.
+            mask: bool, broadcast to (B, 1, T, S); True may be looked at.
+            is_causal: no query looks at later keys; a mask that comes with it must say so, too.
             store: takes this call's keys and values (B, num_kv_heads, T, head_dim), returns all that may be looked at.
 
         Returns:
@@ -84,13 +86,12 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if store is not None:
             k, v = store(k, v)
-        seen = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=is_causal and mask is None,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        if blocked.suits(q, k, v, mask, is_causal):
+            seen = blocked.blocked_attention(q, k, v, mask, is_causal)
+        else:
+            is_grouped = self.num_kv_heads != self.num_heads
+            seen = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped
+            )
         mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
         return mixed

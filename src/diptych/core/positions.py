@@ -1,9 +1,9 @@
 """Rotary positions (Su et al. 2021): query and key are turned by their position, so their product sees the distance."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-
-from diptych.core.precision import at_least_float32
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -21,6 +21,32 @@ def rotary(positions: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Te
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (B, H, T, D): component i is paired with component i + D/2, as in Llama's published weights."""
-    first, second = at_least_float32(x).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    """Turn x (B, H, T, D): component i is paired with component i + D/2, as in Llama's published weights.
+
+    The angles are taken to the dtype of x, as other implementations do.
+    """
+    turned: Tensor = _Turn.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Turn(torch.autograd.Function):
+    """The gradient of a turn is turned back: nothing but the angles is kept, and there are three operations a way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, sin, -1), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    turned = x * torch.cat((cos, cos), dim=-1)
+    of_first, of_second = turned.chunk(2, dim=-1)
+    of_first.addcmul_(second, sin, value=-direction)
+    of_second.addcmul_(first, sin, value=direction)
+    return turned

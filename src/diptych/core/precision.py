@@ -12,6 +12,13 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """x in autocast's dtype where autocast is on: what adds up over layers is then kept in it, at half the memory."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
 def fast_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -20,6 +27,7 @@ def fast_device() -> torch.device:
     return torch.device("cpu")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multiplies_bfloat16_fast(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: on a CPU without AVX512-BF16 or AMX they are slower than float32."""
     if device.type == "cuda":

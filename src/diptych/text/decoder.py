@@ -17,7 +17,7 @@ from diptych.core.attention import Attention, Store
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.norms import NORMS
 from diptych.core.positions import rotary
-from diptych.core.precision import at_least_float32
+from diptych.core.precision import at_least_float32, in_autocast
 from diptych.core.spelling import unknown
 
 INITIAL_DEVIATION = 0.02
@@ -190,8 +190,8 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, T), int64.
             positions: (B, T), place of each token in its document; 0, 1, 2, ... when None.
-            mask: bool (B, 1, T, S), True where a token may look; replaces is_causal.
-            is_causal: each token sees itself and those before it, when there is no mask.
+            mask: bool (B, 1, T, S), True where a token may look.
+            is_causal: each token sees itself and those before it; a mask that comes with it must say so, too.
             cache: gets the new keys and values and gives back all S of them; needs positions and mask.
             places: (B,), int64: only the logits at this place of each row are wanted.
 
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         turn = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        x = self.dropout(self.embedding(tokens))  # (B, T, C)
+        x = self.dropout(in_autocast(self.embedding(tokens)))  # (B, T, C)
         for index, block in enumerate(self.blocks):
             x = block(x, turn, mask, is_causal, None if cache is None else cache.store(index))
         if places is not None:

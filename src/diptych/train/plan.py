@@ -6,6 +6,7 @@ is laid out by the numbers of its data sheet.
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diptych.core.kernels import of_another_machine
 from diptych.core.precision import choose
 from diptych.train.footprint import Footprint, footprint
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
@@ -20,7 +22,7 @@ from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, Machi
 from diptych.train.outline import Outline, has_outline, outline_of
 from diptych.train.probe import Probe, Request, probe
 from diptych.train.ranks import blocks_of
-from diptych.train.recipe import Recipe
+from diptych.train.recipe import Recipe, RunSettings
 
 # Of a process on the CPU, beside what its tensors hold, as measured on x86 Linux with glibc: the parts of torch's
 # libraries that the first step brings into memory, and the share of what passes that the allocator leaves unused
@@ -125,7 +127,7 @@ def plan_here(
     outline, run = outline_of(recipe), recipe.run
     room = available(device)
     rows = run.batch // run.accumulate
-    once = partial(_footprint, recipe, outline, compute=compute)
+    once = partial(_footprint, recipe, outline, compute=compute, is_here=device.type == "cpu")
     whole = once(rows, parts=min(run.accumulate, 2))
     held = _held_here(whole, whole, None, device)
     found: Probe | None = None
@@ -170,7 +172,7 @@ def plan_here(
         flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
         checkpoint=whole.checkpoint,
         disk=_disk(recipe, whole),
-        instead="" if total <= room else _instead(recipe, outline, compute, passing),
+        instead="" if total <= room else _instead(run, once, passing),
         considered=1,
         remarks=tuple(remarks),
     )
@@ -189,7 +191,8 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
         layouts = _layouts(devices, recipe, outline, again)
         rows = [run.batch // layout.readers // layout.accumulate for layout in layouts]
         few, many = (
-            _footprint(recipe, outline, count, compute=compute, recompute=again) for count in (min(rows), max(rows))
+            _footprint(recipe, outline, count, compute=compute, is_here=False, recompute=again)
+            for count in (min(rows), max(rows))
         )
         sketches[again] = Sketch(few, many, num_blocks, outline.stream, outline.beside)
         weighed += _weigh(layouts, sketches, run.batch, machine)
@@ -333,20 +336,23 @@ def _footprint(
     rows: int,
     *,
     compute: torch.dtype,
+    is_here: bool,
     parts: int = 1,
     recompute: bool | None = None,
 ) -> Footprint:
+    """Args: `is_here` says that the step would run on this CPU, with the kernels that are made for it."""
     run = recipe.run
-    return footprint(
-        outline,
-        rows,
-        recipe.optimizer,
-        compute,
-        parts=parts,
-        average=run.average,
-        snapshots=run.snapshot_every > 0,
-        recompute=run.recompute if recompute is None else recompute,
-    )
+    with of_another_machine(not is_here):
+        return footprint(
+            outline,
+            rows,
+            recipe.optimizer,
+            compute,
+            parts=parts,
+            average=run.average,
+            snapshots=run.snapshot_every > 0,
+            recompute=run.recompute if recompute is None else recompute,
+        )
 
 
 def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: torch.device) -> dict[str, int]:
@@ -386,14 +392,10 @@ def _this(device: torch.device, threads: int) -> tuple[str, float]:
     return f"this machine ({threads} CPU thread{'s' if threads > 1 else ''})", WATTS_A_THREAD * threads
 
 
-def _instead(recipe: Recipe, outline: Outline, compute: torch.dtype, passing: float) -> str:
+def _instead(run: RunSettings, once: Callable[..., Footprint], passing: float) -> str:
     """The settings of one device with which no more than so many bytes pass, the quickest first."""
-    run = recipe.run
     for again in sorted({run.recompute, True}):
-        few, many = (
-            _footprint(recipe, outline, rows, compute=compute, parts=2, recompute=again)
-            for rows in (1, run.batch // run.accumulate)
-        )
+        few, many = (once(rows, parts=2, recompute=again) for rows in (1, run.batch // run.accumulate))
         sketch = Sketch(few, many, 0, 0)
         saving = COPIES_TO_SAVE * max(many.kept[kind] for kind in ("weights", "optimizer", "averages"))
         after = max(saving, sum(many.validation.values()) - many.staying)

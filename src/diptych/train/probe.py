@@ -66,6 +66,7 @@ def measure(request: Request) -> Probe:
 
     import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.precision import choose
+    from diptych.train.allocator import keep_freed_memory
     from diptych.train.meter import Meter, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
     from diptych.train.outline import outline_of
@@ -75,6 +76,7 @@ def measure(request: Request) -> Probe:
     from diptych.train.state import State
     from diptych.train.step import Stepper, prepare
 
+    keep_freed_memory()  # as `diptych train` does
     if request.threads:
         torch.set_num_threads(request.threads)
     recipe = read_recipe(request.recipe, request.overrides)

@@ -1,0 +1,32 @@
+"""Where our own kernels are used instead of torch's: for bfloat16 on CPUs that multiply it in hardware."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from diptych.core.precision import multiplies_bfloat16_fast
+
+_stands_for_this_machine = True
+
+
+def is_ours(x: torch.Tensor) -> bool:
+    """Whether a computation with x is one of those for which `blocked_attention` and the norms have kernels."""
+    return (
+        _stands_for_this_machine
+        and x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and multiplies_bfloat16_fast(x.device)
+    )
+
+
+@contextmanager
+def of_another_machine(is_another: bool = True) -> Iterator[None]:
+    """What is computed inside stands for another device, as in a plan on fake tensors: torch's kernels are used."""
+    global _stands_for_this_machine
+    before = _stands_for_this_machine
+    _stands_for_this_machine = before and not is_another
+    try:
+        yield
+    finally:
+        _stands_for_this_machine = before
