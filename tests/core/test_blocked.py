@@ -76,7 +76,7 @@ def test_a_row_that_may_look_at_nothing_is_finite() -> None:
 
 
 def test_it_is_for_training_in_bfloat16_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.core.kernels.multiplies_bfloat16_fast", lambda device: True)
+    monkeypatch.setattr("diptych.core.kernels.CPU_MULTIPLIES_BFLOAT16", True)
     q, k, v = (draws(1, 2, 4, 8, seed).requires_grad_() for seed in (1, 2, 3))
     assert suits(q, k, v, None, True)
     assert not suits(q.detach(), k.detach(), v.detach(), None, True)
@@ -86,7 +86,7 @@ def test_it_is_for_training_in_bfloat16_on_this_machine_alone(monkeypatch: pytes
         assert not suits(q, k, v, None, True)
     with of_another_machine():
         assert not suits(q, k, v, None, True)
-    monkeypatch.setattr("diptych.core.kernels.multiplies_bfloat16_fast", lambda device: False)
+    monkeypatch.setattr("diptych.core.kernels.CPU_MULTIPLIES_BFLOAT16", False)
     assert not suits(q, k, v, None, True)
 
 
@@ -96,7 +96,7 @@ def test_a_layer_trains_through_it_as_without_it(monkeypatch: pytest.MonkeyPatch
     layer, x = Attention(32, 4, num_kv_heads=2, has_qk_norm=True), torch.randn(2, 40, 32)
     gradients = []
     for is_fast in (True, False):
-        monkeypatch.setattr("diptych.core.kernels.multiplies_bfloat16_fast", lambda device, here=is_fast: here)
+        monkeypatch.setattr("diptych.core.kernels.CPU_MULTIPLIES_BFLOAT16", is_fast)
         layer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = layer(x, is_causal=True).float().square().mean()

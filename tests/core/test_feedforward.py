@@ -9,6 +9,7 @@ from diptych.core.feedforward import ACTIVATIONS, FeedForward
 
 FORMULA = {
     "silu": lambda x: x / (1 + (-x).exp()),
+    "relu2": lambda x: x.clamp(min=0) ** 2,  # So et al. 2021, sec. 4.2
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),  # Hendrycks & Gimpel 2016, eq. 2
 }
 

@@ -14,8 +14,7 @@ def test_a_dtype_that_is_named_is_taken(name):
 
 @pytest.mark.parametrize(("is_fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_without_a_name_bfloat16_is_taken_only_where_the_machine_multiplies_it(monkeypatch, is_fast, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_fast)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(precision, "CPU_MULTIPLIES_BFLOAT16", is_fast)
     assert choose("cpu") == (torch.device("cpu"), expected)
 
 

@@ -159,3 +159,25 @@ def test_a_vocabulary_is_learned_once_for_its_documents(tmp_path, cache, monkeyp
     assert vocabulary(texts, {"tales": 1.0}, 290).to_json() == learned.to_json()
     with pytest.raises(pytest.fail.Exception, match="again"):
         vocabulary(texts, {"tales": 1.0}, 291)
+
+
+def test_the_end_of_a_corpus_is_held_out_to_the_letter(tmp_path):
+    texts = [tale(n) for n in range(10)]
+    whole = "".join(texts)
+    for share in (0.0, 0.1, 0.25):
+        shelves = shelved(write(tmp_path / "a.jsonl", texts), 5, share, Troubles(), holds_out_end=True)
+        border = int(len(whole) * (1 - share))
+        assert "".join(shelves.train) == whole[:border]
+        assert "".join(shelves.held_out) == whole[border:]
+        assert len(shelves.train) + len(shelves.held_out) in (10, 11), "one document is cut, or none"
+    alone = shelved(write(tmp_path / "b.jsonl", [whole]), 5, 0.1, Troubles(), holds_out_end=True)
+    assert [len(side) for side in (alone.train, alone.held_out)] == [1, 1]
+    by_hash = shelved(write(tmp_path / "a.jsonl", texts), 5, 0.25, Troubles())
+    assert "".join(by_hash.train) != "".join(shelves.train), "another split has a shelf of its own"
+
+
+def test_a_vocabulary_of_bytes_is_not_learned(tmp_path):
+    texts = {"tales": shelved(write(tmp_path / "a.jsonl", map(tale, range(3))), 5, 0.0, Troubles()).train}
+    learned = vocabulary(texts, {"tales": 1.0}, 258)
+    assert learned.size == 258
+    assert [learned.token_bytes(id) for id in learned.encode("é a")] == [b"\xc3", b"\xa9", b" ", b"a"]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from diptych.data.packing import Batch, Packed, pack, with_borders
+from diptych.text import objective
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import bits_per_byte, count_targets, next_token_loss, token_log_probabilities
@@ -72,13 +73,18 @@ def test_a_model_that_knows_nothing_needs_log_v_bits_a_token(tokenizer, config):
 
 
 @torch.no_grad()
-def test_windows_score_every_token_once(decoder, config):
+@pytest.mark.parametrize("together", [16, 48])
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 24, 25, 50])
+@pytest.mark.parametrize(("overlap", "known"), [(0.5, 8), (0.0, 0), (0.8, 12)])
+def test_windows_score_every_token_once(decoder, config, monkeypatch, together, length, overlap, known):
     """Each score against the decoder's own, given the window that the token was read in."""
-    tokens = torch.randint(config.vocab_size, (50,), generator=torch.Generator().manual_seed(2)).tolist()
-    scores = token_log_probabilities(decoder, tokens, context=16)
-    assert scores.shape == (49,)
+    monkeypatch.setattr(objective, "TOGETHER", together)
+    tokens = torch.randint(config.vocab_size, (length,), generator=torch.Generator().manual_seed(2)).tolist()
+    scores = token_log_probabilities(decoder, tokens, context=16, overlap=overlap)
+    assert scores.shape == (length - 1,)
+    fresh = 16 - known
     for place, score in enumerate(scores.tolist(), start=1):
-        start = 0 if place <= 16 else 8 + 8 * ((place - 17) // 8)
+        start = 0 if place <= 16 else fresh + fresh * ((place - 17) // fresh)
         logits = decoder(torch.tensor([tokens[start:place]]))[0, -1]
         assert score == pytest.approx(float(logits.log_softmax(-1)[tokens[place]]), abs=1e-4)
 

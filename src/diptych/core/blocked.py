@@ -32,7 +32,6 @@ def suits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool)
     )
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v.
 
@@ -54,8 +53,19 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_c
     elif is_causal:
         rows = min(ROWS, q.shape[2])
         bias = torch.full((rows, rows), torch.finfo(q.dtype).min, dtype=q.dtype).triu_(1)
+    return _attend(q, k, v, bias, is_causal)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool) -> Tensor:
     attended: Tensor = _Blocked.apply(q, k, v, bias, is_causal)  # type: ignore[no-untyped-call]
     return attended
+
+
+def leave_uncompiled() -> None:
+    """Before something that uses it is compiled: the blocks are made for the cache and stay as they are. Not said
+    where it is defined, since that would load the whole compiler."""
+    global _attend
+    _attend = torch.compiler.disable(_attend)
 
 
 class Block(NamedTuple):

@@ -5,19 +5,14 @@ from contextlib import contextmanager
 
 import torch
 
-from diptych.core.precision import multiplies_bfloat16_fast
+from diptych.core.precision import CPU_MULTIPLIES_BFLOAT16
 
 _stands_for_this_machine = True
 
 
 def is_ours(x: torch.Tensor) -> bool:
     """Whether a computation with x is one of those for which `blocked_attention` and the norms have kernels."""
-    return (
-        _stands_for_this_machine
-        and x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and multiplies_bfloat16_fast(x.device)
-    )
+    return _stands_for_this_machine and x.dtype == torch.bfloat16 and x.device.type == "cpu" and CPU_MULTIPLIES_BFLOAT16
 
 
 @contextmanager

@@ -6,6 +6,9 @@ from diptych.core.spelling import unknown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+# Asked once, since compiled code cannot ask.
+CPU_MULTIPLIES_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """For statistics and losses: lower precisions become float32, float64 stays."""
@@ -27,13 +30,12 @@ def fast_device() -> torch.device:
     return torch.device("cpu")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multiplies_bfloat16_fast(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: on a CPU without AVX512-BF16 or AMX they are slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return CPU_MULTIPLIES_BFLOAT16
     return False
 
 

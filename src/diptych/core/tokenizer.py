@@ -11,6 +11,7 @@ from diptych.core.files import write_atomically
 
 BEGIN = "<|begin|>"
 END = "<|end|>"
+SMALLEST_VOCABULARY = 256 + 2  # the bytes, a begin and an end
 
 
 def _bytes_of_letters() -> dict[str, int]:

@@ -13,7 +13,9 @@ from diptych.data.trouble import Troubles
 ENOUGH = 10**9  # characters to learn a vocabulary from; more only take longer
 
 
-def read_mix(names: Sequence[str], seed: int, share: float, troubles: Troubles) -> dict[str, Shelves]:
+def read_mix(
+    names: Sequence[str], seed: int, share: float, troubles: Troubles, *, holds_out_end: bool = False
+) -> dict[str, Shelves]:
     """What to train on and what is held out, of each corpus. A document is kept where it is met first, so none is
     counted twice, and none is learned from in one corpus and held out in another.
 
@@ -24,7 +26,7 @@ def read_mix(names: Sequence[str], seed: int, share: float, troubles: Troubles) 
     seen: set[bytes] = set()
     mix = {}
     for name in names:
-        shelves = shelved(name, seed, share, troubles)
+        shelves = shelved(name, seed, share, troubles, holds_out_end=holds_out_end)
         held_out = shelves.held_out.of(first_met(shelves.held_out.hashes_of_words(), seen))
         train = shelves.train.of(first_met(shelves.train.hashes_of_words(), seen))
         before = len(shelves.held_out) + len(shelves.train)

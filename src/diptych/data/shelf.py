@@ -10,8 +10,9 @@ has no time of change: it is kept until the cache is emptied.
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -87,8 +88,13 @@ class Shelves:
     repeated: int
 
 
-def shelved(name: str, seed: int, share: float, troubles: Troubles) -> Shelves:
-    """A corpus on its shelf, read now if it was not before. `seed` and `share` are those of `corpora.split`.
+def shelved(name: str, seed: int, share: float, troubles: Troubles, *, holds_out_end: bool = False) -> Shelves:
+    """A corpus on its shelf, read now if it was not before.
+
+    Args:
+        seed, share: of `corpora.split`.
+        holds_out_end: the last `share` of the corpus's characters is held out instead; a document that the border
+            falls into becomes two.
 
     Raises:
         ValueError: as `corpora.read` and `corpora.documents`, or there is no document in it.
@@ -97,7 +103,9 @@ def shelved(name: str, seed: int, share: float, troubles: Troubles) -> Shelves:
     if not 0 <= share < 1:
         raise ValueError(f"share must be a number >= 0 and < 1, not {share}")
     before = Troubles(troubles.share, troubles.few)
-    folder = kept(f"texts-{_key(name, seed, share)}", lambda path: _fill(path, name, seed, share, before))
+    sides = partial(_ends, name, share) if holds_out_end else partial(_sides, name, seed, share)
+    key = _key(name, "end" if holds_out_end else seed, share)
+    folder = kept(f"texts-{key}", lambda path: _fill(path, name, sides(before), before))
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     _tell(troubles, **about["troubles"])
     arrays = {
@@ -110,13 +118,13 @@ def shelved(name: str, seed: int, share: float, troubles: Troubles) -> Shelves:
     return Shelves(train, held_out, about["repeated"])
 
 
-def _fill(folder: Path, name: str, seed: int, share: float, troubles: Troubles) -> None:
+def _fill(folder: Path, name: str, sides: Iterator[tuple[str, bool]], troubles: Troubles) -> None:
     ends, characters, is_held_out = array("q", [0]), array("q"), array("b")
     digests, words = bytearray(), bytearray()
     seen: set[bytes] = set()
     repeated = 0
     with (folder / "text").open("wb", buffering=BUFFER) as opened:
-        for text, is_out in _sides(name, seed, share, troubles):
+        for text, is_out in sides:
             of_words = repeats.digest_of_words(text)
             if of_words in seen:
                 repeated += 1
@@ -153,6 +161,21 @@ def _sides(name: str, seed: int, share: float, troubles: Troubles) -> Iterator[t
         yield text, corpora.is_held_out(text, seed, share)
 
 
+def _ends(name: str, share: float, troubles: Troubles) -> Iterator[tuple[str, bool]]:
+    """The same where the end of the corpus is held out. It is read twice, once to know how long it is."""
+    is_known = name in corpora.CORPORA
+
+    def texts(told: Troubles) -> Iterable[str]:
+        return corpora.documents(name) if is_known else corpora.read(name, told)
+
+    total = sum(map(len, texts(Troubles(troubles.share, troubles.few))))
+    left = int(total * (1 - share))  # characters to learn from
+    for text in texts(troubles):
+        border = max(0, min(left, len(text)))
+        left -= len(text)
+        yield from ((part, is_out) for part, is_out in ((text[:border], False), (text[border:], True)) if part)
+
+
 def _tell(troubles: Troubles, seen: int, count: int, named: list[list[str]]) -> None:
     """What was broken when the corpus was shelved, told to who reads it now."""
     troubles.seen += seen
@@ -160,8 +183,8 @@ def _tell(troubles: Troubles, seen: int, count: int, named: list[list[str]]) -> 
     troubles.add(Trouble(*one) for one in named)
 
 
-def _key(name: str, seed: int, share: float) -> str:
-    digest = hashlib.sha256(json.dumps([name, seed, share]).encode())
+def _key(name: str, split: int | str, share: float) -> str:
+    digest = hashlib.sha256(json.dumps([name, split, share]).encode())
     for module in READING:
         digest.update(Path(str(module.__file__)).read_bytes())
     place = corpora.origin(name)

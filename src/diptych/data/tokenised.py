@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diptych.core.tokenizer import Tokenizer
+from diptych.core.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from diptych.data.kept import kept
 from diptych.data.mix import in_proportion
 from diptych.data.packing import Layout, Packed, lay_out
@@ -37,7 +37,8 @@ def vocabulary(texts: Mapping[str, Shelf], weights: Mapping[str, float], vocab_s
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
 
     def learn(folder: Path) -> None:
-        Tokenizer.train(in_proportion(texts, weights), vocab_size).save(folder / "tokenizer.json")
+        is_bytes = vocab_size == SMALLEST_VOCABULARY  # nothing to learn
+        Tokenizer.train(() if is_bytes else in_proportion(texts, weights), vocab_size).save(folder / "tokenizer.json")
 
     return Tokenizer.load(kept(f"vocabulary-{key}", learn) / "tokenizer.json")
 

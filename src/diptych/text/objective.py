@@ -13,6 +13,7 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.text.decoder import Decoder
 
 IGNORED = -100
+TOGETHER = 8192  # tokens that are scored at once
 
 
 class TokenBatch(Protocol):
@@ -54,41 +55,61 @@ def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor
 
 
 @torch.no_grad()
-def token_log_probabilities(decoder: Decoder, tokens: Sequence[int], context: int) -> Tensor:
+def token_log_probabilities(decoder: Decoder, tokens: Sequence[int], context: int, *, overlap: float = 0.5) -> Tensor:
     """log p(token | those before it) for each token but the first: (len(tokens) - 1,), float32, on the CPU.
 
-    Dropout is off. Past `context` tokens, windows overlap by half, so that every token sees at least half a context
-    before it.
+    Dropout is off. Past `context` tokens, windows have `overlap` of a context in common, so that every token sees at
+    least so much before it.
+
+    Raises:
+        ValueError: an overlap below 0, or of 1 and more.
     """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must be at least 0 and below 1, not {overlap}")
     device = next(decoder.parameters()).device
     ids = torch.tensor(tokens, dtype=torch.int64, device=device)
-    scores: list[Tensor] = []
-    scored = 1  # tokens that need no score any more
-    start = 0
+    known = min(int(overlap * context), context - 1)  # targets of a window that the one before it has scored
     was_training = decoder.training
     decoder.eval()
-    while scored < len(ids):
-        window = ids[start : start + context + 1]
-        logits = decoder(window[None, :-1])[0]
-        log_p = F.log_softmax(logits, dim=-1).gather(-1, window[1:, None])[:, 0]
-        scores.append(log_p[scored - start - 1 :].cpu())
-        scored = start + len(window)
-        start = scored - 1 - context // 2
+    scores: list[Tensor] = []
+    done = 0  # targets that are scored
+    if len(ids) > context:
+        windows = ids.unfold(0, context + 1, context - known)
+        for some in windows.split(max(1, TOGETHER // context)):
+            found = _scores(decoder, some)
+            scores += [found[0, : 0 if done else known], found[:, known:].flatten()]  # all of a document's first window
+            done = sum(map(len, scores))
+    if done < len(ids) - 1:  # the rest, with as much before it
+        start = max(0, done - known)
+        scores.append(_scores(decoder, ids[None, start:])[0, done - start :])
     decoder.train(was_training)
-    return torch.cat(scores) if scores else torch.empty(0)
+    return torch.cat(scores).cpu() if scores else torch.empty(0)
+
+
+def _scores(decoder: Decoder, windows: Tensor) -> Tensor:
+    """log p of each token of (N, T + 1) but the first: (N, T)."""
+    log_p = F.log_softmax(decoder(windows[:, :-1]), dim=-1)
+    return log_p.gather(-1, windows[:, 1:, None])[..., 0]
 
 
 def bits_per_byte(
-    decoder: Decoder, tokenizer: Tokenizer, documents: Sequence[str], context: int, max_documents: int | None = None
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    context: int,
+    max_documents: int | None = None,
+    *,
+    overlap: float = 0.5,
 ) -> Estimate:
     """Bits that the model needs for whole documents, their ends included, over the documents' UTF-8 bytes.
 
-    Comparable across tokenizers. The interval is over documents, `count` their number.
+    Comparable across tokenizers. The interval is over documents, `count` their number; `overlap` as in
+    `token_log_probabilities`.
     """
     chosen = [text for text in documents if text][:max_documents]
     if not chosen:
         raise ValueError("there is no document to score")
     tokens = ([tokenizer.begin, *tokenizer.encode(text), tokenizer.end] for text in chosen)
-    scores = (token_log_probabilities(decoder, ids, context) for ids in tokens)  # side by side is no faster on a CPU
+    scores = (token_log_probabilities(decoder, ids, context, overlap=overlap) for ids in tokens)
     bits = [-float(score.double().sum()) / math.log(2) for score in scores]
     return ratio(bits, [len(text.encode()) for text in chosen])

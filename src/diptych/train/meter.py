@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
-LONG_ENOUGH = 0.02  # seconds of one product: larger matrices would not be faster
+LONG_ENOUGH = 0.01  # seconds of one product: larger matrices would not be faster
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -61,7 +61,7 @@ class Meter:
         return resident_bytes(self.device)
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
     """FLOP/s of the fastest of some products of square matrices, made for about `seconds`; 0.0 if it cannot multiply.
 
     The matrices hold noise, since zeros cost a GPU less power and so flatter it, from a generator of their own: no

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diptych.core.blocked import leave_uncompiled
 from diptych.train.meter import Meter
 from diptych.train.optimizers import clip_gradients
 from diptych.train.ranks import Ranks
@@ -111,6 +112,8 @@ class Stepper:
 
 def prepare(networks: Sequence[nn.Module], *, recompute: bool, compile: bool, blocks: Callable[..., Any]) -> None:
     """Lay activation checkpointing and compilation over the blocks, from outside: their code and names stay."""
+    if compile:
+        leave_uncompiled()
     for network in networks:
         for block in blocks(network):
             if recompute:

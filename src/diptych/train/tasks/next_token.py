@@ -24,6 +24,7 @@ from diptych.train.samples import save_texts
 from diptych.train.start import Start
 
 PROMPTS = ("Once upon a time", "One day, a little", "Tom and Lily")
+SPLITS = ("documents", "end")
 FREE = ("dropout", "context", "rope_theta")  # settings of a decoder that its weights do not depend on
 
 
@@ -35,15 +36,21 @@ class Data:
         mix: corpus name, path or `hf:` name (see `corpora.read`) -> weight. What a corpus named before has too is left
             out.
         vocab_size: tokens of the vocabulary, trained on the same mixture.
+        split: what is held out of a corpus: "documents", by a hash of each and where the corpus holds out nothing
+            itself, or "end", the last part of its text, for a corpus that is one long document.
         validation_documents: scored at each validation, of each corpus.
-        validation_share: of the documents of corpora that hold nothing out themselves.
+        validation_share: of the documents, or of the characters, that are held out.
+        validation_overlap: share of a context that the windows over a long document have in common: what a token has
+            at least before it. 0 reads a document once and is twice as quick as a half; the figures are higher.
         seed: of the split and of the packing.
     """
 
     mix: dict[str, float]
     vocab_size: int = 4096
+    split: str = "documents"
     validation_documents: int = 100
     validation_share: float = 0.02
+    validation_overlap: float = 0.5
     seed: int = 11
 
     def __post_init__(self) -> None:
@@ -53,6 +60,10 @@ class Data:
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"data.mix must weigh '{name}' by a finite number > 0, not {weight}")
         check_seed(self.seed)
+        if self.split not in SPLITS:
+            raise ValueError(f"data.split must be one of {', '.join(SPLITS)}, not '{self.split}'")
+        if not 0 <= self.validation_overlap < 1:
+            raise ValueError(f"data.validation_overlap must be at least 0 and below 1, not {self.validation_overlap}")
         if self.validation_documents < 1:
             raise ValueError(f"data.validation_documents must be at least 1, not {self.validation_documents}")
 
@@ -91,7 +102,13 @@ class NextTokenTask:
             start.check("decoder", sizes.to_dict(), (*FREE, "hidden") if is_narrower else FREE)
         troubles = Troubles()
         with recipe.checking("data", "mix"):
-            mix = read_mix(list(self.data.mix), self.data.seed, self.data.validation_share, troubles)
+            mix = read_mix(
+                list(self.data.mix),
+                self.data.seed,
+                self.data.validation_share,
+                troubles,
+                holds_out_end=self.data.split == "end",
+            )
         self.repeated = sum(sides.repeated for sides in mix.values())
         repeats = f"{self.repeated} documents repeat others and are left out" if self.repeated else ""
         self.remarks: tuple[str, ...] = tuple(filter(None, (str(troubles), repeats)))
@@ -128,7 +145,9 @@ class NextTokenTask:
         for name, texts in self.held_out.items():
             if texts:
                 context, most = self.model.config.context, self.data.validation_documents
-                score = bits_per_byte(self.model, self.tokenizer, texts, context, most)
+                score = bits_per_byte(
+                    self.model, self.tokenizer, texts, context, most, overlap=self.data.validation_overlap
+                )
                 figures |= score.figures(f"bits_per_byte/{label[name]}")
         return figures
 
