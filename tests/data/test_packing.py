@@ -7,11 +7,13 @@ import torch
 
 from diptych.core.randomness import generator
 from diptych.data.packing import IGNORED, LAYOUT, PERIOD, Mixture, MixtureSource, pack
+from diptych.text.decoder import Decoder, DecoderConfig
+from diptych.text.objective import document_mask, next_token_loss
 
 
-def documents(count, seed=0, longest=60, first=0):
-    """Documents whose tokens all differ, so that each token can be followed; lengths from 2."""
-    lengths = np.random.default_rng(seed).integers(2, longest, count)
+def documents(count, seed=0, longest=60, first=0, shortest=2):
+    """Documents whose tokens all differ, so that each token can be followed; lengths from `shortest` to below `longest`."""
+    lengths = np.random.default_rng(seed).integers(shortest, longest, count)
     numbers = itertools.count(first)
     return [[next(numbers) for _ in range(length)] for length in lengths]
 
@@ -85,16 +87,27 @@ def test_any_split_of_a_steps_rows_gives_the_same_rows(cuts):
     source = pickle.loads(pickle.dumps(MixtureSource(Mixture(corpora, [3, 1]), 6, 9)))
     for step in (0, 200):
         parts = [source.batch(step, range(*cut)) for cut in itertools.pairwise(cuts)]
+        parts = [part._replace(segments=part.segments.expand_as(part.tokens)) for part in parts]
         whole = Mixture(corpora, [3, 1]).batch(step, 6, 9)
         assert all(torch.equal(torch.cat(part), all) for *part, all in zip(*parts, whole, strict=True))
     assert not source.troubles()
 
 
+def test_rows_of_one_document_each_need_no_numbers():
+    """And their loss is the one that they have with a mask."""
+    torch.manual_seed(0)
+    long, short = [pack(documents(6, shortest=size, longest=size + 1), 32, 0) for size in (33, 9)]
+    alone, mixed = (MixtureSource(Mixture([rows], [1]), 2, 9).batch(0, range(2)) for rows in (long, short))
+    assert alone.segments.tolist() == [[1]]
+    assert mixed.segments.shape == mixed.tokens.shape
+    decoder = Decoder(DecoderConfig.from_depth(1, vocab_size=400, context=32)).double()
+    masked = alone._replace(segments=torch.ones_like(alone.tokens))
+    losses = [next_token_loss(decoder, batch)[0].item() for batch in (alone, masked)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_a_document_changes_no_other_documents_logits():
     """Through a real decoder: only the row and the segment of the changed document may differ."""
-    from diptych.text.decoder import Decoder, DecoderConfig
-    from diptych.text.objective import document_mask
-
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig.from_depth(1, vocab_size=400, context=40)).eval()
     chosen = documents(12, longest=20)

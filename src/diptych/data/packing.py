@@ -17,18 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.core.likelihood import IGNORED
 from diptych.core.randomness import generator
 from diptych.core.tokenizer import Tokenizer
 from diptych.data.trouble import Trouble
 
-IGNORED = -100  # target of a position that has none
 ORDER, SCHEDULE, LAYOUT = 1, 2, 3  # streams of randomness
 PERIOD = 1024  # rows after which a mixture has kept its shares exactly
 
 
 class Batch(NamedTuple):
     """Four tensors (B, T), int64. `segments` is 0 on padding and counts documents from 1; `targets` is -100 where the
-    next token belongs to another document or is padding."""
+    next token belongs to another document or is padding. Where every row is one document without padding, `segments`
+    may be (1, 1): attention then needs no mask."""
 
     tokens: Tensor
     targets: Tensor
@@ -237,7 +238,9 @@ class MixtureSource:
     def batch(self, step: int, rows: range) -> Batch:
         """Rows `rows` of `Mixture.batch(step, batch_size, seed)`."""
         first = step * self.batch_size
-        return self.mixture.rows(range(first + rows.start, first + rows.stop, rows.step), self.seed)
+        batch = self.mixture.rows(range(first + rows.start, first + rows.stop, rows.step), self.seed)
+        is_alone = len(batch.segments) > 0 and bool((batch.segments == 1).all())
+        return batch._replace(segments=batch.segments[:1, :1]) if is_alone else batch
 
     def troubles(self) -> Sequence[Trouble]:
         """None: what was broken was left out when the corpora were read."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.core.attention import Attention, Store
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
+from diptych.core.likelihood import negative_log_likelihood
 from diptych.core.norms import NORMS
 from diptych.core.positions import rotary
 from diptych.core.precision import at_least_float32, in_autocast
@@ -184,8 +185,9 @@ class Decoder(nn.Module):
         is_causal: bool = True,
         cache: Cache | None = None,
         places: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """Logits for what follows each token.
+        """Logits for what follows each token, or how unlikely what follows is.
 
         Args:
             tokens: (B, T), int64.
@@ -194,9 +196,11 @@ class Decoder(nn.Module):
             is_causal: each token sees itself and those before it; a mask that comes with it must say so, too.
             cache: gets the new keys and values and gives back all S of them; needs positions and mask.
             places: (B,), int64: only the logits at this place of each row are wanted.
+            targets: (B, T), int64, -100 where there is none.
 
         Returns:
-            (B, T, vocab_size), float32; (B, 1, vocab_size) with places.
+            (B, T, vocab_size), float32; (B, 1, vocab_size) with places; with targets, the sum of -log p(target) in
+            nats, for which the logits are not kept.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -207,4 +211,5 @@ class Decoder(nn.Module):
         if places is not None:
             x = x[torch.arange(len(x), device=x.device), places][:, None]
         head = self.embedding.weight if self.head is None else self.head.weight
-        return at_least_float32(F.linear(self.norm(x), head))
+        logits = F.linear(self.norm(x), head)
+        return at_least_float32(logits) if targets is None else negative_log_likelihood(logits, targets)

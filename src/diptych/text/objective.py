@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.core.estimate import Estimate, ratio
+from diptych.core.likelihood import IGNORED
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.decoder import Decoder
 
-IGNORED = -100
 TOGETHER = 8192  # tokens that are scored at once
 
 
 class TokenBatch(Protocol):
     """Four int64 tensors (B, T), as `data.packing.Batch`: targets are -100 where there is none, segments number the
-    documents of a row."""
+    documents of a row, and are (1, 1) where every row is one document."""
 
     @property
     def tokens(self) -> Tensor: ...
@@ -46,10 +46,10 @@ def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor
 
     A batch split in parts keeps its gradient when each part's loss is weighted by its `count_targets` over the sum.
     """
-    logits = decoder(batch.tokens, positions=batch.positions, mask=document_mask(batch.segments))
-    targets = batch.targets.flatten()
-    total = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
-    count = (targets != IGNORED).sum()
+    is_alone = batch.segments.numel() == 1  # one document a row: the triangle needs no mask
+    mask = None if is_alone else document_mask(batch.segments)
+    total = decoder(batch.tokens, positions=batch.positions, mask=mask, targets=batch.targets)
+    count = (batch.targets != IGNORED).sum()
     loss = total / count.clamp(min=1)
     return loss, {"loss": float(loss.detach()), "tokens": float(count)}
 

@@ -1,0 +1,38 @@
+"""The likelihood of targets against the formula in float64, value and gradient."""
+
+import pytest
+import torch
+
+from diptych.core import likelihood
+from diptych.core.likelihood import negative_log_likelihood
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_sum_and_its_gradient_are_those_of_float64(monkeypatch, is_fast, rows):
+    monkeypatch.setattr("diptych.core.kernels.CPU_MULTIPLIES_BFLOAT16", is_fast)
+    monkeypatch.setattr(likelihood, "NUMBERS", rows * 50)
+    random = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(2, 5, 50, generator=random)).bfloat16().requires_grad_()
+    targets = torch.randint(50, (2, 5), generator=random)
+    targets[0, 1] = targets[1, 4] = -100
+    total = negative_log_likelihood(logits, targets)
+    (total / 8).backward()
+
+    exact = logits.detach().double().requires_grad_()
+    log_p = exact.log_softmax(-1)
+    expected = -sum(log_p[b, t, targets[b, t]] for b in range(2) for t in range(5) if targets[b, t] >= 0)
+    (expected / 8).backward()
+
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(logits.grad.double(), exact.grad, rtol=2**-7, atol=1e-9)
+    assert not logits.grad[0, 1].any()
+
+
+def test_nothing_to_foresee_costs_nothing():
+    logits = torch.randn(3, 7, requires_grad=True)
+    total = negative_log_likelihood(logits, torch.full((3,), -100))
+    total.backward()
+    assert total == 0
+    assert not logits.grad.any()
