@@ -12,7 +12,7 @@ from diptych.text.objective import document_mask, next_token_loss
 
 
 def documents(count, seed=0, longest=60, first=0, shortest=2):
-    """Documents whose tokens all differ, so that each token can be followed; lengths from `shortest` to below `longest`."""
+    """Documents whose tokens all differ, so that each token can be followed; lengths below `longest`."""
     lengths = np.random.default_rng(seed).integers(shortest, longest, count)
     numbers = itertools.count(first)
     return [[next(numbers) for _ in range(length)] for length in lengths]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.attention import Attention, Store
+from diptych.core.dropout import Dropout
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.likelihood import negative_log_likelihood
 from diptych.core.norms import NORMS
@@ -137,7 +138,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(
             config.width, config.hidden, activation=config.activation, is_gated=config.is_gated
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, is_causal: bool, store: Store | None
@@ -155,7 +156,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = NORMS[config.norm](config.width, config.norm_eps)
         self.head = None if config.ties_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
