@@ -126,10 +126,12 @@ def test_a_document_changes_no_other_documents_logits():
 
 
 def test_an_epoch_reads_each_row_once_and_the_next_in_another_order():
-    packed = pack(documents(100), context=32, seed=0)
-    first, second = (packed.order(np.arange(packed.num_rows) + epoch * packed.num_rows, seed=5) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(packed.num_rows))
-    assert not np.array_equal(first, second)
+    packed = pack(documents(100, longest=33), context=32, seed=0)  # none is so long that it would be cut
+    first, second = (
+        packed.at(np.arange(packed.num_rows) + epoch * packed.num_rows, seed=5).tokens.tolist() for epoch in (0, 1)
+    )
+    assert sorted(first) == sorted(second) == sorted(packed.rows(np.arange(packed.num_rows)).tokens.tolist())
+    assert first != second
 
 
 def test_a_batch_depends_on_its_step_alone():
@@ -166,3 +168,22 @@ def test_nothing_to_pack_is_said():
         pack([[1]], 8, 0)
     with pytest.raises(ValueError, match="weights must be finite numbers > 0"):
         Mixture([pack([[1, 2, 3]], 8, 0)], [0.0])
+
+
+def test_each_epoch_cuts_a_long_document_elsewhere_and_loses_only_what_is_before_the_first_cut():
+    context, long = 24, list(range(1000, 1500))
+    packed = pack([long, *documents(10, longest=20)], context, 0)
+    is_long = packed.layout.lengths[packed.layout.rows[:-1]] == context + 1
+    starts = []
+    for epoch in range(6):
+        rows = packed.at(np.arange(epoch * packed.num_rows, (epoch + 1) * packed.num_rows), 3)
+        targets = [token for token in rows.targets.flatten().tolist() if token >= 1000]
+        first = min(targets) - 1
+        assert set(targets) == set(range(first + 1, 1500)), "no token between is left out"
+        assert first - 1000 < context
+        starts.append(first)
+        for tokens, following in zip(rows.tokens.tolist(), rows.targets.tolist(), strict=True):
+            assert all(target in (token + 1, IGNORED) for token, target in zip(tokens, following, strict=True))
+    assert is_long.sum() == len(long) // context
+    assert starts[0] == 1000, "the first epoch reads everything"
+    assert len(set(starts)) > 3

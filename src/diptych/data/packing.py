@@ -22,7 +22,7 @@ from diptych.core.randomness import generator
 from diptych.core.tokenizer import Tokenizer
 from diptych.data.trouble import Trouble
 
-ORDER, SCHEDULE, LAYOUT = 1, 2, 3  # streams of randomness
+ORDER, SCHEDULE, LAYOUT, SHIFT = 1, 2, 3, 4  # streams of randomness
 PERIOD = 1024  # rows after which a mixture has kept its shares exactly
 
 
@@ -56,11 +56,13 @@ def pack(token_documents: Sequence[Sequence[int]], context: int, seed: int) -> "
 
 class Layout(NamedTuple):
     """Which chunks of a flat array of tokens make up which row: row r is the chunks `rows[r]` to `rows[r + 1]`, each
-    `lengths[c]` tokens from `starts[c]` on. Integers: `rows` (R + 1), the others as many as there are chunks."""
+    `lengths[c]` tokens from `starts[c]` on, after which its document has `rooms[c]` more. Integers: `rows` (R + 1), the
+    others as many as there are chunks."""
 
     rows: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    rooms: np.ndarray
 
 
 def lay_out(ends: np.ndarray, context: int, seed: int) -> Layout:
@@ -78,7 +80,8 @@ def lay_out(ends: np.ndarray, context: int, seed: int) -> Layout:
         raise ValueError("there is nothing to pack: no document has two tokens or more")
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a chunk in its document
     starts = np.repeat(ends[:-1], counts) + place * context
-    lengths = np.minimum(np.repeat(targets, counts) - place * context + 1, width)
+    left = np.repeat(targets, counts) - place * context + 1  # tokens of the document from here on
+    lengths = np.minimum(left, width)
 
     order = np.arange(len(starts))
     generator(seed=seed, stream=LAYOUT).shuffle(order)
@@ -87,7 +90,7 @@ def lay_out(ends: np.ndarray, context: int, seed: int) -> Layout:
     by_row = np.argsort(row, kind="stable")
     order = order[by_row]
     rows = np.concatenate(([0], np.cumsum(np.bincount(row))))
-    return Layout(rows, starts[order], lengths[order].astype(np.int32))
+    return Layout(rows, starts[order], lengths[order].astype(np.int32), (left - lengths)[order])
 
 
 def _best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
@@ -126,14 +129,20 @@ class Packed:
         self.num_rows = len(layout.rows) - 1
         self.num_targets = int(layout.lengths.sum(dtype=np.int64)) - len(layout.lengths)
 
-    def rows(self, indices: np.ndarray) -> Batch:
-        """The rows as a batch of (len(indices), context)."""
+    def rows(self, indices: np.ndarray, shifts: np.ndarray | None = None) -> Batch:
+        """The rows as a batch of (len(indices), context).
+
+        Args:
+            shifts: tokens by which the rows inside a longer document are moved on, where it reaches so far.
+        """
         shape = (len(indices), self.context + 1)
         tokens, segments, positions = (np.zeros(shape, np.int64) for _ in range(3))
         for row, index in enumerate(indices):
             end = 0
             chunks = slice(self.layout.rows[index], self.layout.rows[index + 1])
             starts, lengths = self.layout.starts[chunks].tolist(), self.layout.lengths[chunks].tolist()
+            if shifts is not None and self.layout.rooms[chunks][0] >= shifts[row]:
+                starts[0] += int(shifts[row])  # it fills its row, as all do but the last of a document
             for number, (start, length) in enumerate(zip(starts, lengths, strict=True), start=1):
                 here = slice(end, end + length)
                 tokens[row, here] = self.tokens[start : start + length]
@@ -150,18 +159,20 @@ class Packed:
         arrays = (self.tokens, *self.layout)
         return _reopened, (self.context, *(_named(array) for array in arrays))
 
-    def order(self, places: np.ndarray, seed: int, corpus: int = 0) -> np.ndarray:
-        """Row indices at `places` of an endless reading, each epoch in an order of its own."""
+    def at(self, places: np.ndarray, seed: int, corpus: int = 0) -> Batch:
+        """The rows at `places` of an endless reading, each epoch in an order of its own. From the second on, the rows
+        of a long document are cut at other places than before, so that what begins a row does not always begin one."""
         epochs = places // self.num_rows
-        chosen = np.empty_like(places)
+        indices, shifts = np.empty_like(places), np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            chosen[here] = _permutation(self.num_rows, seed, corpus, int(epoch))[places[here] % self.num_rows]
-        return chosen
+            indices[here] = _permutation(self.num_rows, seed, corpus, int(epoch))[places[here] % self.num_rows]
+            shifts[here] = _shift(self.context, seed, corpus, int(epoch))
+        return self.rows(indices, shifts)
 
     def batch(self, step: int, batch_size: int, seed: int) -> Batch:
         """The batch of a step (from 0): a pure function of its arguments."""
-        return self.rows(self.order(np.arange(step * batch_size, (step + 1) * batch_size), seed))
+        return self.at(np.arange(step * batch_size, (step + 1) * batch_size), seed)
 
 
 def _named(array: np.ndarray) -> np.ndarray | Path:
@@ -214,7 +225,7 @@ class Mixture:
             index = int(corpus[place])
             position = period * self.quotas[index] + int(earlier[place])
             packed = self.corpora[index]
-            chosen.append(packed.rows(packed.order(np.array([position]), seed, index)))
+            chosen.append(packed.at(np.array([position]), seed, index))
         return Batch(*(torch.cat(parts) for parts in zip(*chosen, strict=True)))
 
     def epochs(self, num_rows: int) -> list[float]:
@@ -260,6 +271,12 @@ def _apportion(shares: np.ndarray, total: int) -> list[int]:
 @lru_cache(maxsize=8)
 def _permutation(size: int, seed: int, corpus: int, epoch: int) -> np.ndarray:
     return generator(seed=seed, sample=corpus, step=epoch, stream=ORDER).permutation(size)
+
+
+@lru_cache(maxsize=8)
+def _shift(context: int, seed: int, corpus: int, epoch: int) -> int:
+    random = generator(seed=seed, sample=corpus, step=epoch, stream=SHIFT)
+    return int(random.integers(context)) if epoch else 0
 
 
 @lru_cache(maxsize=4)

@@ -22,7 +22,7 @@ from diptych.data.mix import in_proportion
 from diptych.data.packing import Layout, Packed, lay_out
 from diptych.data.shelf import Shelf
 
-FORM = "1"  # of what is kept: another number makes everything anew
+FORM = "2"  # of what is kept: another number makes everything anew
 BATCH = 2**20  # characters tokenised at a time: the engine needs over a hundred bytes for each
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
