@@ -170,6 +170,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def recipe_texts() -> dict[str, str]:
+    """The recipes of this file, with AUTOENCODER and TALES for what they read."""
+    return RECIPES
+
+
+@pytest.fixture(scope="session")
 def finished(world: Path) -> Callable[[str], RunDirectory]:
     """finished("diffusion"): the run of that recipe of this file, trained once a session."""
     runs: dict[str, RunDirectory] = {}

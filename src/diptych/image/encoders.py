@@ -4,6 +4,7 @@ A small transformer that sees the whole prompt at once (no causal mask), trained
 """
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diptych.core.norms import RMSNorm
 from diptych.core.positions import rotary
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
+from diptych.core.weights import load_into, read_config
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,33 @@ class TextEncoder(nn.Module):
             x = block(x, angles, mask[:, None, None, :])
         context: Tensor = self.norm(x)
         return context
+
+
+def encoder_sizes_of(directory: str | Path) -> dict[str, Any]:
+    """What the checkpoint of a pairing or a painter says of its text encoder.
+
+    Raises:
+        ValueError: for a directory that is no checkpoint with one.
+    """
+    if not Path(directory).is_dir():
+        raise ValueError(f"there is no text encoder at '{directory}'; 'diptych train recipes/pairing.toml' makes one")
+    config = read_config(directory)
+    whole = config.get("pairing", config)
+    sizes = whole.get("encoder") if isinstance(whole, dict) else None
+    if not isinstance(sizes, dict):
+        raise ValueError(f"'{directory}' is not a checkpoint with a text encoder")
+    return sizes
+
+
+def trained_encoder(directory: str | Path) -> tuple[TextEncoder, Tokenizer]:
+    """The frozen text encoder of a pairing or a painter, and the tokenizer of its prompts.
+
+    Raises:
+        ValueError: for a directory that is no whole checkpoint with one.
+    """
+    encoder = TextEncoder(EncoderConfig.from_dict(encoder_sizes_of(directory)))
+    load_into(encoder, directory, "encoder.")
+    return encoder.requires_grad_(False).eval(), Tokenizer.load(Path(directory) / "tokenizer.json")
 
 
 def encode_prompts(

@@ -1,7 +1,7 @@
 """Training the denoiser and its text encoder on latents of captioned pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
 from diptych.core.tokenizer import Tokenizer
-from diptych.core.weights import read_config
+from diptych.core.weights import digest, read_config
 from diptych.data import scenes
+from diptych.data.embeddings import Embeddings, embeddings_of
 from diptych.data.latents import LatentSource, bucket_latents
+from diptych.data.picture_source import Tokenize
 from diptych.data.training_pictures import PictureData, training_pictures
 from diptych.data.trouble import Trouble, Troubles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig, trained_autoencoder
-from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
+from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts, encoder_sizes_of, trained_encoder
 from diptych.image.model import ImageModel
 from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
 from diptych.image.path import Path as NoisePath
@@ -55,12 +57,16 @@ class Data(PictureData):
     Args:
         mirror: whether half of the pictures are seen mirrored, where no caption names a side.
         autoencoder: checkpoint directory of the trained autoencoder, or of a painter that has one.
+        text_encoder: checkpoint directory of a pairing, or of a painter, whose text encoder is taken as it is: its
+            weights rest, and what it makes of each caption is kept in the cache. For pictures of one's own, as a scene
+            has a fresh wording at each sight; "" trains a text encoder with the denoiser.
         captions: of the vocabulary's training.
         vocab_size: tokens of the prompts' vocabulary.
     """
 
     autoencoder: str
     mirror: bool = False
+    text_encoder: str = ""
     captions: int = 8000
     vocab_size: int = 512
 
@@ -86,12 +92,13 @@ class Model:
 
 
 class DiffusionBatch(NamedTuple):
-    """latents and noise (B, C, h, w), times (B,), tokens and mask (B, S)."""
+    """latents and noise (B, C, h, w), times (B,), words and mask (B, S). Words are tokens (B, S), int64, or where the
+    text encoder rests what it makes of them, (B, S, width) float32."""
 
     latents: Tensor
     noise: Tensor
     times: Tensor
-    tokens: Tensor
+    words: Tensor
     mask: Tensor
 
 
@@ -130,12 +137,9 @@ class DiffusionTask:
         with recipe.checking("data", "autoencoder"):
             autoencoder = trained_autoencoder(self.data.autoencoder)
         autoencoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoder_sizes = {"vocab_size": self.data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
-        unet_sizes = {"channels": autoencoder.config.latent_channels} | recipe.sizes("model.unet", UNetConfig)
+        encoder_config, unet_config = _network_sizes(recipe, {"channels": autoencoder.config.latent_channels})
         with recipe.checking("model"):
             path_named(settings.path)
-            width = EncoderConfig.from_dict(encoder_sizes).width
-            unet_config = UNetConfig.from_dict({"context_width": width} | unet_sizes)
         multiple = autoencoder.config.downsampling << (len(unet_config.widths) - 1)
         if self.data.size < 1 or self.data.size % multiple:
             with recipe.checking("data", "size"):
@@ -145,16 +149,21 @@ class DiffusionTask:
         with recipe.checking("data"):
             self.pictures = training_pictures(self.data, multiple=multiple, batch=recipe.run.batch, troubles=troubles)
         train = self.pictures.train
-        words = [train.caption(index) for index in range(min(self.data.captions, len(train)))]
-        with recipe.checking("data", "vocab_size"):
-            tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
-        encoder_config = EncoderConfig.from_dict(encoder_sizes | {"vocab_size": tokenizer.size})
         torch.manual_seed(recipe.run.seed)
-        encoder, unet = TextEncoder(encoder_config), UNet(unet_config)
+        if self.data.text_encoder:
+            encoder, tokenizer = trained_encoder(self.data.text_encoder)
+        else:
+            words = [train.caption(index) for index in range(min(self.data.captions, len(train)))]
+            with recipe.checking("data", "vocab_size"):
+                tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
+            encoder_config = replace(encoder_config, vocab_size=tokenizer.size)
+            encoder = TextEncoder(encoder_config)
+        unet = UNet(unet_config)
         if start:
             start.check("encoder", encoder_config.to_dict(), free=("length",))
             start.check("unet", unet_config.to_dict())
-            start.fill(encoder, "encoder.")
+            if not self.data.text_encoder:
+                start.fill(encoder, "encoder.")
             start.fill(unet, "unet.")
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.ModuleDict = nn.ModuleDict({"encoder": encoder, "unet": unet}).to(self.device)
@@ -175,12 +184,25 @@ class DiffusionTask:
             has_mirrored=self.data.mirror,
             troubles=troubles,
         )
+        tokenize = partial(encode_prompts, tokenizer, length=encoder_config.length, cuts=True)
+        self.words: Tokenize = self._embeddings() if self.data.text_encoder else tokenize
         self.held_out_latents = latents_of(autoencoder, self.pictures.held_out.pictures)
         self.remarks: tuple[str, ...] = tuple(filter(None, [str(troubles)]))
 
     @property
     def networks(self) -> list[nn.Module]:
-        return [self.painter.encoder, self.painter.unet]
+        return [self.painter.unet] if self.data.text_encoder else [self.painter.encoder, self.painter.unet]
+
+    def _embeddings(self) -> Embeddings:
+        """Of all captions that training sees."""
+        painter, train = self.painter, self.pictures.train
+
+        def encode(captions: list[str]) -> tuple[Tensor, Tensor]:
+            condition = painter.encode(captions, cuts=True)
+            return condition.context, condition.mask
+
+        key = f"{digest(painter.encoder.state_dict())} {painter.encoder.config.length} {painter.tokenizer.to_json()}"
+        return embeddings_of(encode, key, (train.caption(index) for index in range(len(train))))
 
     @property
     def source(self) -> Noised:
@@ -192,7 +214,7 @@ class DiffusionTask:
             batch=run.batch,
             seed=run.seed,
             mirror="untold" if self.data.mirror else "never",
-            tokenize=partial(encode_prompts, painter.tokenizer, length=painter.encoder.config.length, cuts=True),
+            tokenize=self.words,
             caption_dropout=self.settings.caption_dropout,
         )
         return Noised(source, run.batch, run.seed, painter.path.end)
@@ -201,7 +223,7 @@ class DiffusionTask:
         return len(batch.latents)
 
     def loss(self, batch: DiffusionBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        context = self.painter.encoder(batch.tokens, batch.mask)
+        context = batch.words if self.data.text_encoder else self.painter.encoder(batch.words, batch.mask)
         loss, each = noise_prediction_loss(
             self.painter.unet,
             self.painter.path,
@@ -249,11 +271,13 @@ class DiffusionTask:
 
     def about(self) -> About:
         shape = " x ".join(map(str, self.painter.latent_shape[::-1]))
+        together = "before" if self.data.text_encoder else "with"
         return About(
             made=f"A latent diffusion model: it paints pictures of {self.data.size} x {self.data.size} pixels from a "
             f"sentence. A U-Net predicts the noise in latents of {shape} numbers on the path {self.settings.path}, "
-            "looking at the prompt through a text encoder trained with it; an autoencoder, trained before, reads the "
-            "picture off the latents. The weights of all three are kept as bfloat16.",
+            f"looking at the prompt through a text encoder trained {together} it; "
+            "an autoencoder, trained before, reads the picture off the latents. The weights of all three are kept as "
+            "bfloat16.",
             example="pictures",
             data=f"{self.pictures.about} {self.settings.caption_dropout:.0%} of the captions were left out."
             + (OF_SCENES if self.pictures.truth else ""),
@@ -273,8 +297,9 @@ class DiffusionTask:
         """What the painter was built on comes last in its card."""
         if self.recipe.run.init_from:
             card += earlier_stages(self.recipe.run.init_from)
-        if self.data.autoencoder != self.recipe.run.init_from:
-            card += earlier_stages(self.data.autoencoder)
+        for part in (self.data.text_encoder, self.data.autoencoder):
+            if part and part != self.recipe.run.init_from:
+                card += earlier_stages(part)
         self.painter.save(directory, card)
 
 
@@ -286,6 +311,13 @@ def _network_sizes(recipe: Recipe, otherwise: dict[str, Any]) -> tuple[EncoderCo
     """What [model] comes to; `otherwise` is of the U-Net, where the recipe does not set it."""
     data = recipe.section("data", Data)
     encoder_sizes = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+    if data.text_encoder:
+        with recipe.checking("data", "text_encoder"):
+            if not data.pictures:
+                raise ValueError("data.text_encoder needs data.pictures: a scene has a fresh wording at each sight")
+            if len(encoder_sizes) > 1:
+                raise ValueError("data.text_encoder brings its own sizes; [model.encoder] must be left out")
+            encoder_sizes = encoder_sizes_of(data.text_encoder)
     with recipe.checking("model"):
         encoder = EncoderConfig.from_dict(encoder_sizes)
         unet_sizes = {"context_width": encoder.width} | otherwise | recipe.sizes("model.unet", UNetConfig)
@@ -319,15 +351,19 @@ def outline(recipe: Recipe) -> Outline:
         latent = AutoencoderConfig.from_dict(known)
     encoder, unet = _network_sizes(recipe, {"channels": latent.latent_channels})
     shape = (unet.channels, data.size // latent.downsampling, data.size // latent.downsampling)
+    is_frozen = bool(data.text_encoder)
     path = _Middling("middling", True, np.log, np.exp)
 
     def batch(rows: int) -> DiffusionBatch:
-        tokens = torch.zeros(rows, encoder.length, dtype=torch.int64)
+        words = torch.zeros(rows, encoder.length, dtype=torch.int64)
+        mask = torch.ones_like(words).bool()
+        if is_frozen:
+            words = torch.zeros(rows, encoder.length, encoder.width)
         latents, times = torch.randn(rows, *shape), torch.full((rows,), 0.5, dtype=torch.float64)
-        return DiffusionBatch(latents, torch.randn_like(latents), times, tokens, torch.ones_like(tokens).bool())
+        return DiffusionBatch(latents, torch.randn_like(latents), times, words, mask)
 
     def loss(model: nn.ModuleDict, batch: DiffusionBatch) -> Tensor:
-        context = model["encoder"](batch.tokens, batch.mask)
+        context = batch.words if is_frozen else model["encoder"](batch.words, batch.mask)
         noisy = (batch.latents, batch.noise, batch.times, context, batch.mask)
         return noise_prediction_loss(model["unet"], path, *noisy, weighting=settings.weighting)[0]
 
@@ -335,8 +371,10 @@ def outline(recipe: Recipe) -> Outline:
         frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
     missing = f"no autoencoder at '{data.autoencoder}' yet: one of {latent.latent_channels} channels is assumed"
     return Outline(
-        make=lambda: nn.ModuleDict({"encoder": TextEncoder(encoder), "unet": channels_last(UNet(unet))}),
-        networks=lambda model: [model["encoder"], model["unet"]],
+        make=lambda: nn.ModuleDict(
+            {"encoder": TextEncoder(encoder).requires_grad_(not is_frozen), "unet": channels_last(UNet(unet))}
+        ),
+        networks=lambda model: [model["unet"]] if is_frozen else [model["encoder"], model["unet"]],
         batch=batch,
         loss=loss,
         unit=DiffusionTask.unit,
