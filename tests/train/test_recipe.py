@@ -12,7 +12,8 @@ from diptych.train.tasks import TASKS
 from diptych.train.tasks.autoencoder import Model as AutoencoderModel
 from diptych.train.tasks.next_token import Data
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted([*(ROOT / "recipes").glob("*.toml"), *(ROOT / "benchmarks" / "recipes").glob("*.toml")])
 
 GOOD = """# few words
 [run]
@@ -84,7 +85,7 @@ def test_the_recipes_of_the_house_are_whole(path: Path) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {"quill", "brush", "autoencoder", "judge"} <= {path.stem for path in RECIPES}
+    assert {"quill", "brush", "autoencoder", "judge", "shakespeare-quick"} <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ Scores are rounded to bfloat16 before the softmax, as in attention that is writt
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,21 +68,14 @@ def leave_uncompiled() -> None:
     _attend = torch.compiler.disable(_attend)
 
 
-class Block(NamedTuple):
-    """Heads of some rows of the batch, and a run of their queries with the keys that those look at."""
-
-    heads: tuple[slice, slice]
-    queries: slice
-    keys: slice
-
-
 def _groups(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
     """The heads that are worked on together: all of some rows of the batch, or some of one."""
     batch, heads, length, _ = q.shape
     together = max(1, SCORES // (min(ROWS, length) * k.shape[2]))
-    for row in range(0, batch, rows := max(1, together // heads)):
-        for head in range(0, heads, min(together, heads)):
-            yield slice(row, row + rows), slice(head, head + min(together, heads))
+    rows, some = max(1, together // heads), min(together, heads)
+    for row in range(0, batch, rows):
+        for head in range(0, heads, some):
+            yield slice(row, row + rows), slice(head, head + some)
 
 
 def _runs(q: Tensor, k: Tensor, is_causal: bool) -> Iterator[tuple[slice, slice]]:

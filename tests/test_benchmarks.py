@@ -1,0 +1,62 @@
+"""The benchmarks are too long for a test; that they start, and reach into what is there, is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RECIPE = """
+[run]
+objective = "next-token"
+steps = 8
+batch = 2
+average = 0
+workers = 0
+
+[model]
+depth = 1
+context = 32
+
+[model.overrides]
+width = 32
+num_heads = 2
+num_kv_heads = 2
+head_dim = 16
+hidden = 32
+
+[data]
+vocab_size = 258
+validation_documents = 1
+split = "end"
+validation_share = 0.1
+
+[data.mix]
+"tale.txt" = 1
+"""
+
+
+def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_loops_share_is_measured_in_the_real_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "tale.txt").write_text("Once upon a time there was a fox. It lived by the sea.\n" * 60)
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import peers; print(peers.loop_share('tiny.toml'))"
+    done = run("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout.splitlines()[-1]) < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(("gpt", "--text", "a.txt"), "gpt needs --nanogpt"), (("unet",), "unet needs --python"), (("low",), "--text")],
+)
+def test_what_a_benchmark_needs_is_said(tmp_path: Path, arguments: tuple[str, ...], missing: str) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    done = run(str(BENCHMARKS / "training.py"), *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert missing in done.stderr
