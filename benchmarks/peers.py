@@ -169,7 +169,7 @@ def unet() -> float:
 
     keep_freed_memory()
     task: object = Denoising()
-    network = Denoising.model
+    network = Denoising.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the task does
     optimizers = make_optimizers(network, OptimizerSettings(), torch.bfloat16)
     stepper = Stepper(task, optimizers, ALONE, torch.device("cpu"), torch.bfloat16, 1.0, 1)  # type: ignore[arg-type]
     batch = Batch(torch.randn(PICTURES, CHANNELS, SIDE, SIDE), torch.randn(PICTURES, WORDS, WORD_WIDTH))

@@ -22,6 +22,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in this process would change the rest of the session."""
+    monkeypatch.setattr("diptych.train.allocator.keep_freed_memory", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def tiny_quill(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text checkpoint directory: 4,096 tokens of context, a vocabulary of 290."""
