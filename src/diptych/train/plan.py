@@ -26,10 +26,9 @@ from diptych.train.recipe import Recipe, RunSettings
 
 # Of a process on the CPU, beside what its tensors hold, as measured on x86 Linux with glibc: the parts of torch's
 # libraries that the first step brings into memory, and the share of what passes that the allocator leaves unused
-# between the pieces.
+# between the pieces. It keeps all of it between steps (`allocator`): what else is done comes on top.
 LIBRARIES = 75 * 2**20
 FRAGMENTS = 0.27
-RETAINED = 0.85  # share of what passes in a step that the allocator keeps afterwards: what else is done comes on top
 COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: torch's, and safetensors' bytes
 PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
@@ -366,7 +365,7 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
         beside = round(found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping)
         libraries = max(LIBRARIES // 2, beside)  # steps of few rows find room that was left over, and show less
     staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}
-    lost, retained = round(FRAGMENTS * whole.stepping), round(RETAINED * (1 + FRAGMENTS) * whole.stepping)
+    lost, retained = round(FRAGMENTS * whole.stepping), round((1 + FRAGMENTS) * whole.stepping)
     moments = (
         max(whole.step, whole.update, key=lambda kinds: sum(kinds.values())) | {"allocator": lost},
         whole.validation | {"allocator": retained},
@@ -401,7 +400,7 @@ def _instead(run: RunSettings, once: Callable[..., Footprint], passing: float) -
         after = max(saving, sum(many.validation.values()) - many.staying)
         for parts in (parts for parts in range(run.accumulate, run.batch + 1) if run.batch % parts == 0):
             step = (1 + FRAGMENTS) * max(sketch.stepping(run.batch / parts), sum(many.update.values()) - many.staying)
-            if max(step, RETAINED * step + after) <= passing:
+            if step + after <= passing:
                 return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
     return ""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.precision import choose
@@ -16,7 +17,7 @@ from diptych.data.tokenised import packed, vocabulary
 from diptych.data.trouble import Troubles
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
-from diptych.text.objective import bits_per_byte, count_targets, next_token_loss
+from diptych.text.objective import TOGETHER, bits_per_byte, count_targets, next_token_loss
 from diptych.train.card import About, earlier_stages
 from diptych.train.outline import Outline
 from diptych.train.recipe import Recipe
@@ -222,6 +223,8 @@ def outline(recipe: Recipe) -> Outline:
         return Batch(tokens, tokens.clone(), segments, positions)
 
     documents = data.validation_documents * len(data.mix)
+    windows = WINDOWS if data.split == "documents" else TOGETHER  # of a document
+    rows = max(1, min(windows, TOGETHER // sizes.context))
     return Outline(
         make=lambda: Decoder(sizes),
         networks=lambda model: [model],
@@ -229,8 +232,8 @@ def outline(recipe: Recipe) -> Outline:
         loss=lambda model, batch: next_token_loss(model, batch)[0],
         unit=NextTokenTask.unit,
         units=sizes.context,
-        validate=lambda model: model(batch(1).tokens),
-        validations=documents * WINDOWS,
+        validate=lambda model: F.log_softmax(model(batch(rows).tokens), dim=-1),
+        validations=documents * WINDOWS / rows,
         tensor=sizes.num_kv_heads,
         stream=sizes.context * sizes.width,
         remarks=(f"a validation reads {documents} documents of about {WINDOWS} contexts",),
