@@ -132,7 +132,7 @@ def test_too_little_disk_is_one_line(planned: Plan, tmp_path: Path) -> None:
 
 
 def test_the_way_out_is_one_that_fits(tale: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for half of what a step leaves to the allocator, parts of the step are proposed, and with them the plan fits."""
+    """With room for half of what a step leaves to the allocator, parts are proposed, and with them the plan fits."""
     whole = plan_here(read_recipe(tale), seconds=0)
     room = whole.total - whole.memory["allocator"] // 2
     monkeypatch.setattr("diptych.train.plan.available", lambda device: room)
