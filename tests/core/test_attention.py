@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diptych.core.attention import Attention
+from diptych.core.attention import Attention, within_window
 from diptych.core.positions import apply_rotary, rotary
 
 BATCH, QUERIES, KEYS, WIDTH = 2, 6, 9, 24
@@ -39,13 +39,15 @@ def written_out(layer: Attention, x, source, mask=None, cos_sin=None):
             k = keys[b, :, shared * size : (shared + 1) * size]
             v = values[b, :, shared * size : (shared + 1) * size]
             if layer.query_norm is not None:
-                q = q / (q.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.query_norm.weight
-                k = k / (k.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.key_norm.weight
+                q = q / (q.square().mean(-1, keepdim=True) + layer.query_norm.eps).sqrt() * layer.query_norm.weight
+                k = k / (k.square().mean(-1, keepdim=True) + layer.key_norm.eps).sqrt() * layer.key_norm.weight
             if cos_sin is not None:
                 q, k = (apply_rotary(y[None, None], *(part[b : b + 1] for part in cos_sin))[0, 0] for y in (q, k))
             seen = []
             for t in range(len(q)):
                 scores = k @ q[t] / math.sqrt(size)
+                if layer.softcap:
+                    scores = layer.softcap * torch.tanh(scores / layer.softcap)
                 if mask is not None:
                     scores = scores.masked_fill(~mask.expand(x.shape[0], 1, len(q), len(k))[b, 0, t], -math.inf)
                 weights = (scores - scores.max()).exp()
@@ -60,10 +62,11 @@ def written_out(layer: Attention, x, source, mask=None, cos_sin=None):
     [
         {},
         {"num_kv_heads": 2},
-        {"num_kv_heads": 1, "has_bias": True},
-        {"head_dim": 10, "has_bias": True},
+        {"num_kv_heads": 1, "has_qkv_bias": True, "has_output_bias": True},
+        {"head_dim": 10, "has_qkv_bias": True},
         {"num_heads": 1},
-        {"has_qk_norm": True, "num_kv_heads": 2},
+        {"has_qk_norm": True, "num_kv_heads": 2, "norm_eps": 1e-2},
+        {"num_kv_heads": 2, "softcap": 1.5},
     ],
 )
 def test_self_attention_is_the_written_out_softmax(settings):
@@ -88,6 +91,9 @@ def test_causal_attention_is_the_lower_triangle_and_never_looks_ahead():
     layer, x = attention(num_kv_heads=2), draws(BATCH, QUERIES, WIDTH)
     triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool).tril()
     seen = layer(x, is_causal=True)
+    layer.softcap = 1e9  # as good as none
+    assert torch.allclose(layer(x, is_causal=True), seen, atol=1e-12)
+    layer.softcap = 0.0
     assert torch.allclose(seen, written_out(layer, x, x, triangle[None, None]), atol=1e-12)
     changed = x.clone()
     changed[:, 3:] += 100
@@ -173,3 +179,15 @@ def test_the_gradient_of_a_turn_is_that_of_its_formula():
     first, second = pull.chunk(2, dim=-1)
     expected = torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
     assert torch.allclose(x.grad, expected, atol=1e-12)
+
+
+def test_a_window_is_a_token_and_those_just_before_it():
+    """Counted out, for queries in the middle of longer keys, and with a mask that hides one key more."""
+    places, mask = torch.tensor([[3, 4, 5], [0, 1, 2]]), torch.ones(1, 1, 1, 7, dtype=torch.bool)
+    mask[..., 4] = False
+    for given in (None, mask):
+        seen = within_window(given, places, 7, 3)
+        for row in range(2):
+            for query, place in enumerate(places[row].tolist()):
+                near = {key for key in range(7) if place - 3 < key <= place} - (set() if given is None else {4})
+                assert set(seen[row, 0, query].nonzero()[:, 0].tolist()) == near

@@ -9,8 +9,10 @@ from diptych.core.feedforward import ACTIVATIONS, FeedForward
 
 FORMULA = {
     "silu": lambda x: x / (1 + (-x).exp()),
+    "relu": lambda x: x.clamp(min=0),
     "relu2": lambda x: x.clamp(min=0) ** 2,  # So et al. 2021, sec. 4.2
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),  # Hendrycks & Gimpel 2016, eq. 2
+    "gelu-tanh": lambda x: x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),  # and sec. 2
 }
 
 

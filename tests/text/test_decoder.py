@@ -58,7 +58,11 @@ def test_the_first_loss_is_that_of_a_guess():
         ({"head_dim": 7}, "head_dim must be even, not 7"),
         ({"num_layers": 0}, "num_layers must be a whole number >= 1, not 0"),
         ({"width": 12.5}, "width must be a whole number >= 1, not 12.5"),
-        ({"activation": "relu"}, "unknown activation 'relu'"),
+        ({"activation": "swish"}, "unknown activation 'swish'"),
+        ({"position": "rotory"}, "unknown position 'rotory'; did you mean 'rotary'"),
+        ({"windows": [4]}, r"windows must be 2 whole numbers >= 0, one for each layer .* not \[4\]"),
+        ({"windows": 4}, "windows must be a list of whole numbers, not 4"),
+        ({"logit_softcap": -1.0}, "logit_softcap must be a finite number >= 0"),
         ({"dropout": 1.0}, "dropout must be a number >= 0 and < 1, not 1.0"),
         ({"norm_eps": float("nan")}, "norm_eps must be a finite number > 0, not nan"),
     ],
@@ -82,3 +86,43 @@ def test_dropout_acts_only_while_training(config):
     assert not torch.equal(decoder(tokens), decoder(tokens))
     decoder.eval()
     assert torch.equal(decoder(tokens), decoder(tokens))
+
+
+def test_windows_bound_how_far_a_token_is_seen(config):
+    """Through two layers of windows 3 and 4, a token reaches 2 + 3 places further and not one more."""
+    torch.manual_seed(2)
+    decoder = Decoder(DecoderConfig.from_dict(config.to_dict() | {"windows": [3, 4]})).eval()
+    tokens = torch.randint(config.vocab_size, (1, 20))
+    changed = tokens.clone()
+    changed[0, 6] = (tokens[0, 6] + 1) % config.vocab_size
+    differs = (decoder(tokens) - decoder(changed)).abs().amax(-1)[0] > 0
+    assert differs.nonzero()[:, 0].tolist() == list(range(6, 6 + 2 + 3 + 1))
+    segments = torch.ones(1, 20, dtype=torch.int64)
+    torch.testing.assert_close(decoder(tokens, mask=document_mask(segments)), decoder(tokens))
+
+
+def test_learned_positions_tell_places_apart_and_none_does_not(config):
+    """The same token at every place: without positions every place predicts the same."""
+    torch.manual_seed(2)
+    tokens = torch.full((1, 5), 7)
+    for position, is_told in (("learned", True), ("rotary", False), ("none", False)):
+        decoder = Decoder(DecoderConfig.from_dict(config.to_dict() | {"position": position}))
+        logits = decoder(tokens)
+        assert torch.allclose(logits[0, 0], logits[0, 4], atol=1e-5) != is_told
+
+
+def test_capped_logits_are_the_formula(config):
+    torch.manual_seed(2)
+    tokens = torch.randint(config.vocab_size, (2, 5))
+    plain = Decoder(config)
+    capped = Decoder(DecoderConfig.from_dict(config.to_dict() | {"logit_softcap": 0.1}))
+    capped.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(capped(tokens), 0.1 * torch.tanh(plain(tokens) / 0.1))
+
+
+def test_biases_are_where_their_switches_say_and_begin_at_zero(config):
+    switches = {"has_qkv_bias": True, "has_output_bias": True, "has_feed_forward_bias": True}
+    decoder = Decoder(DecoderConfig.from_dict(config.to_dict() | switches))
+    biases = {name: value for name, value in decoder.named_parameters() if name.endswith(".bias")}
+    assert len(biases) == config.num_layers * (3 + 1 + 3)
+    assert all(not value.any() for value in biases.values())

@@ -1,13 +1,16 @@
 """Attention, once for both panels: self or cross, grouped heads, rotary, optional normalisation of queries and keys."""
 
+import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core import blocked
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
+from diptych.core.precision import at_least_float32
 
 Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -23,7 +26,9 @@ class Attention(nn.Module):
         head_dim: width / num_heads when None.
         context_width: width of what is looked at in cross-attention; None is self-attention.
         has_qk_norm: RMS-normalise each query and key head before the rotation (Henry et al. 2020).
-        has_bias: biases on all four projections.
+        norm_eps: of those norms.
+        has_qkv_bias, has_output_bias: biases on the projections to queries, keys and values, and on the one after them.
+        softcap: c bends the scores to c tanh(score / c) before the softmax (Gemma Team 2024, sec. 2); 0 leaves them.
     """
 
     def __init__(
@@ -35,7 +40,10 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         context_width: int | None = None,
         has_qk_norm: bool = False,
-        has_bias: bool = False,
+        norm_eps: float = 1e-6,
+        has_qkv_bias: bool = False,
+        has_output_bias: bool = False,
+        softcap: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -45,13 +53,14 @@ class Attention(nn.Module):
         if head_dim is None and width % num_heads:
             raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads}) unless head_dim is given")
         self.head_dim = width // num_heads if head_dim is None else head_dim
+        self.softcap = softcap
         source = width if context_width is None else context_width
-        self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_bias)
-        self.key = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_bias)
-        self.value = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_bias)
-        self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_bias)
-        self.query_norm = RMSNorm(self.head_dim) if has_qk_norm else None
-        self.key_norm = RMSNorm(self.head_dim) if has_qk_norm else None
+        self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_qkv_bias)
+        self.key = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
+        self.value = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
+        self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_output_bias)
+        self.query_norm = RMSNorm(self.head_dim, norm_eps) if has_qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim, norm_eps) if has_qk_norm else None
 
     def forward(
         self,
@@ -86,7 +95,9 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if store is not None:
             k, v = store(k, v)
-        if blocked.suits(q, k, v, mask, is_causal):
+        if self.softcap:
+            seen = capped_attention(q, k, v, mask, is_causal, self.softcap)
+        elif blocked.suits(q, k, v, mask, is_causal):
             seen = blocked.blocked_attention(q, k, v, mask, is_causal)
         else:
             is_grouped = self.num_kv_heads != self.num_heads
@@ -95,3 +106,37 @@ class Attention(nn.Module):
             )
         mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
         return mixed
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, softcap: float) -> Tensor:
+    """Attention whose scores are bent before the softmax, for which there is no kernel.
+
+    Args:
+        q: (B, H, T, D); k, v: (B, H or a divisor of it, S, D).
+        mask: bool, broadcast to (B, 1, T, S); None with is_causal is the triangle.
+    """
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = at_least_float32(q @ k.mT) / math.sqrt(q.shape[-1])
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    seen: Tensor = torch.softmax(scores, dim=-1).to(v.dtype) @ v
+    return seen
+
+
+def within_window(mask: Tensor | None, places: Tensor, length: int, window: int) -> Tensor:
+    """A causal mask in which a token sees itself and no more than the `window` - 1 before it (Beltagy et al. 2020).
+
+    Args:
+        mask: bool, broadcast to (B, 1, T, length); None is the triangle.
+        places: (B or 1, T), the place of each query among the keys.
+
+    Returns:
+        bool, broadcast to (B, 1, T, length).
+    """
+    distance = places[:, None, :, None] - torch.arange(length, device=places.device)
+    is_near = (distance >= 0) & (distance < window)
+    return is_near if mask is None else mask & is_near

@@ -1,7 +1,8 @@
 """The decoder: a transformer that reads tokens and says how likely each token of the vocabulary is to come next.
 
 Pre-norm blocks of attention and feed-forward (Touvron et al. 2023): RMS norms, rotary positions, gated SiLU, norms of
-queries and keys, one matrix for reading and predicting tokens. Every one of these is a switch of `DecoderConfig`.
+queries and keys, one matrix for reading and predicting tokens. Every one of these is a switch of `DecoderConfig`, so
+that GPT-2, Llama, Mistral and Qwen are settings of the same network.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core.attention import Attention, Store
+from diptych.core.attention import Attention, Store, within_window
 from diptych.core.dropout import Dropout
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.likelihood import negative_log_likelihood
@@ -23,6 +24,7 @@ from diptych.core.precision import at_least_float32, in_autocast
 from diptych.core.spelling import unknown
 
 INITIAL_DEVIATION = 0.02
+POSITIONS = ("rotary", "learned", "none")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class DecoderConfig:
     Args:
         hidden: width of the feed-forward half.
         context: the most tokens that attention spans in training and generation.
+        position: "rotary", "learned" (one vector a place, added to the embedding) or "none".
+        norm_eps: of all norms, those of queries and keys included.
+        windows: of each layer, how many tokens attention spans, the token itself included; 0 spans all. () is 0 in all.
+        attention_softcap: bends the scores of attention, see `Attention`; 0 leaves them.
+        logit_softcap: c bends the logits to c tanh(logit / c); 0 leaves them.
         dropout: share of the embedding and of each residual branch dropped while training.
     """
 
@@ -43,12 +50,19 @@ class DecoderConfig:
     head_dim: int
     hidden: int
     context: int
+    position: str = "rotary"
     rope_theta: float = 10000.0
     norm: str = "rms"
     norm_eps: float = 1e-6
     is_gated: bool = True
     activation: str = "silu"
     has_qk_norm: bool = True
+    has_qkv_bias: bool = False
+    has_output_bias: bool = False
+    has_feed_forward_bias: bool = False
+    windows: tuple[int, ...] = ()
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
     ties_embeddings: bool = True
     dropout: float = 0.0
 
@@ -63,7 +77,9 @@ class DecoderConfig:
                 raise ValueError(f"{field.name} must be a number, not {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
-        if self.head_dim % 2:
+        if self.position not in POSITIONS:
+            raise unknown("position", str(self.position), POSITIONS)
+        if self.head_dim % 2 and self.position == "rotary":
             raise ValueError(f"head_dim must be even, not {self.head_dim}: rotary positions turn pairs")
         if self.norm not in NORMS:
             raise unknown("norm", str(self.norm), NORMS)
@@ -74,6 +90,15 @@ class DecoderConfig:
         for name in ("rope_theta", "norm_eps"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be a finite number > 0, not {getattr(self, name)}")
+        for name in ("attention_softcap", "logit_softcap"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0 (0 is none), not {getattr(self, name)}")
+        are_whole = all(isinstance(window, int) and not isinstance(window, bool) for window in self.windows)
+        if not are_whole or min(self.windows, default=0) < 0 or len(self.windows) not in (0, self.num_layers):
+            raise ValueError(
+                f"windows must be {self.num_layers} whole numbers >= 0, one for each layer (0 spans all), or none, "
+                f"not {list(self.windows)}"
+            )
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
@@ -82,11 +107,14 @@ class DecoderConfig:
         for key in entries:
             if key not in known:
                 raise unknown("decoder setting", str(key), known)
-        required = known[: known.index("rope_theta")]
+        required = known[: known.index("position")]
         missing = [key for key in required if key not in entries]
         if missing:
             raise ValueError(f"decoder settings lack {', '.join(missing)}")
-        return cls(**entries)
+        windows = entries.get("windows", ())
+        if not isinstance(windows, list | tuple):
+            raise ValueError(f"windows must be a list of whole numbers, not {windows!r}")
+        return cls(**{**entries, "windows": tuple(windows)})
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, context: int, **overrides: Any) -> Self:
@@ -133,15 +161,23 @@ class Block(nn.Module):
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             has_qk_norm=config.has_qk_norm,
+            norm_eps=config.norm_eps,
+            has_qkv_bias=config.has_qkv_bias,
+            has_output_bias=config.has_output_bias,
+            softcap=config.attention_softcap,
         )
         self.feed_forward_norm = NORMS[config.norm](config.width, config.norm_eps)
         self.feed_forward = FeedForward(
-            config.width, config.hidden, activation=config.activation, is_gated=config.is_gated
+            config.width,
+            config.hidden,
+            activation=config.activation,
+            is_gated=config.is_gated,
+            has_bias=config.has_feed_forward_bias,
         )
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, is_causal: bool, store: Store | None
+        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, is_causal: bool, store: Store | None
     ) -> Tensor:
         seen = self.attention(self.attention_norm(x), rotary=turn, mask=mask, is_causal=is_causal, store=store)
         x = x + self.dropout(seen)  # (B, T, C)
@@ -156,6 +192,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.context, config.width) if config.position == "learned" else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = NORMS[config.norm](config.width, config.norm_eps)
@@ -164,10 +201,12 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Normal weights of deviation 0.02; what ends a residual branch is smaller by sqrt(2 num_layers), so that the
-        sum over layers keeps its size (Radford et al. 2019, section 2.3)."""
+        """Biases of 0, normal weights of deviation 0.02; what ends a residual branch is smaller by sqrt(2 num_layers),
+        so that the sum over layers keeps its size (Radford et al. 2019, section 2.3)."""
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
+                if name.endswith(".bias"):
+                    nn.init.zeros_(parameter)
                 continue
             is_branch_end = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
             scale = 1 / math.sqrt(2 * self.config.num_layers) if is_branch_end else 1.0
@@ -205,12 +244,30 @@ class Decoder(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        turn = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        x = self.dropout(in_autocast(self.embedding(tokens)))  # (B, T, C)
+        config, turn = self.config, None
+        embedded = self.embedding(tokens)
+        if self.position_embedding is not None:
+            embedded = embedded + self.position_embedding(positions)
+        elif config.position == "rotary":
+            turn = rotary(positions, config.head_dim, config.rope_theta)
+        x = self.dropout(in_autocast(embedded))  # (B, T, C)
+        masks = self._masks(mask, positions, cache)
         for index, block in enumerate(self.blocks):
-            x = block(x, turn, mask, is_causal, None if cache is None else cache.store(index))
+            seen = masks[config.windows[index] if config.windows else 0]
+            x = block(x, turn, seen, is_causal, None if cache is None else cache.store(index))
         if places is not None:
             x = x[torch.arange(len(x), device=x.device), places][:, None]
         head = self.embedding.weight if self.head is None else self.head.weight
         logits = F.linear(self.norm(x), head)
+        if config.logit_softcap:
+            logits = config.logit_softcap * torch.tanh(at_least_float32(logits) / config.logit_softcap)
         return at_least_float32(logits) if targets is None else negative_log_likelihood(logits, targets)
+
+    def _masks(self, mask: Tensor | None, positions: Tensor, cache: Cache | None) -> dict[int, Tensor | None]:
+        """The mask for each window that a layer has; keys of a cache lie at their positions, others in their row."""
+        masks: dict[int, Tensor | None] = {0: mask}
+        count = positions.shape[1]
+        rows = positions if cache is not None else torch.arange(count, device=positions.device)[None]
+        for window in set(self.config.windows) - {0}:
+            masks[window] = within_window(mask, rows, count if mask is None else mask.shape[-1], window)
+        return masks
