@@ -138,7 +138,8 @@ class DecoderConfig:
         return cls.from_dict(sizes | overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As config.json holds it."""
+        return asdict(self) | {"windows": list(self.windows)}
 
 
 class Cache(Protocol):
