@@ -99,3 +99,21 @@ def test_many_generations_share_one_runner():
     assert [Generation(runner, count).result() for count in (2, 1)] == [[1, 0], [0]]
     jobs = [runner.admit(count) for count in (2, 5)]
     assert runner.advance(jobs) == [1, 4]
+
+
+def test_several_requests_advance_together_until_each_is_done():
+    """Two, three and no steps: three calls, whose steps come in the order of the requests."""
+    runner = Counter()
+    generation = Generation(runner, 2, 3, 0)
+    assert list(generation) == [1, 2, 0, 1, 0]
+    assert generation.results() == [[1, 0], [2, 1, 0], []]
+    assert generation.result() is generation.results()[0]
+    assert runner.calls == 3 * ["admit"] + 3 * ["advance"] + 3 * ["finish"]
+
+
+def test_stopping_ends_all_of_several():
+    generation = Generation(Counter(), 2, 3)
+    next(iter(generation))
+    assert generation.stop() == [1]
+    assert generation.results() == [[1], [2]]
+    assert list(generation) == [1, 2]

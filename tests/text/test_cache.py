@@ -56,3 +56,28 @@ def test_the_cache_ends_with_the_context(config):
     assert cache.length == config.context
     with pytest.raises(ValueError, match="65 tokens does not fit the context of 64"):
         cache.append([slot], [1], 1)
+
+
+@torch.no_grad()
+def test_a_fork_reads_on_as_if_it_had_read_everything_itself(decoder, config):
+    cache = KeyValueCache(config, slots=2, length=4, device="cpu", dtype=torch.float32)
+    trunk, branch = cache.reserve(), cache.reserve()
+    read(decoder, cache, [trunk], [[5, 6, 7, 8, 9]])
+    cache.fork(trunk, branch)
+    endings = [[10, 11], [20, 21, 22]]
+    for ending, logits in zip(endings, read(decoder, cache, [trunk, branch], endings), strict=True):
+        whole = decoder(torch.tensor([[5, 6, 7, 8, 9, *ending]]))[0, 5:]
+        torch.testing.assert_close(logits, whole, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_that_were_taken_back_leave_no_trace(decoder, config):
+    """As when drafted tokens are rejected: cut back, read other ones, against a text that never had them."""
+    cache = KeyValueCache(config, slots=1, length=4, device="cpu", dtype=torch.float32)
+    slot = cache.reserve()
+    read(decoder, cache, [slot], [[5, 6, 7, 30, 31, 32, 33]])
+    cache.truncate(slot, 3)
+    (logits,) = read(decoder, cache, [slot], [[8, 9]])
+    torch.testing.assert_close(logits, decoder(torch.tensor([[5, 6, 7, 8, 9]]))[0, 3:], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="a sequence of 5 tokens cannot be cut to 6"):
+        cache.truncate(slot, 6)

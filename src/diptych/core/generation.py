@@ -1,4 +1,4 @@
-"""One loop for both panels: a runner moves jobs by one step a call; a generation is one job, watched.
+"""One loop for both panels: a runner moves jobs by one step a call; a generation is a job or several, watched.
 
 A `Runner` admits requests and advances any number of jobs together with one call of its network. A local generation is
 a runner with one job, a server is the same runner with many: there is no second loop.
@@ -39,40 +39,45 @@ class Runner(Protocol[RequestT, JobT, StepT, ResultT]):
 
 
 class Generation(Generic[OwnStepT, OwnResultT]):
-    """One request being made: iterate it for its steps, or ask for its `result()`.
+    """What is being made: iterate it for its steps, or ask for its `result()`.
 
-    The request is admitted (and so checked) at once; work starts with the first step. Steps already made are in
-    `steps`; iterating again starts from the first of them.
+    The requests are admitted (and so checked) at once; work starts with the first step. Several requests are several
+    samples of one: their jobs advance together until each is done, and the steps of one call come in the order of the
+    requests. Steps already made are in `steps`; iterating again starts from the first of them.
     """
 
-    def __init__(self, runner: "Runner[RequestT, JobT, OwnStepT, OwnResultT]", request: RequestT) -> None:
+    def __init__(self, runner: "Runner[RequestT, JobT, OwnStepT, OwnResultT]", *requests: RequestT) -> None:
         self.steps: list[OwnStepT] = []
-        job = runner.admit(request)
-        self._job: Job = job
-        self._advance: Callable[[], OwnStepT] = lambda: runner.advance([job])[0]
-        self._finish: Callable[[], OwnResultT] = lambda: runner.finish(job)
-        self._result: OwnResultT | None = None
+        jobs = [runner.admit(request) for request in requests]
+        self._jobs: Sequence[Job] = jobs
+        self._advance: Callable[[], list[OwnStepT]] = lambda: runner.advance([job for job in jobs if not job.is_done])
+        self._finish: Callable[[], list[OwnResultT]] = lambda: [runner.finish(job) for job in jobs]
+        self._results: list[OwnResultT] | None = None
 
     def __iter__(self) -> Iterator[OwnStepT]:
         index = 0
         while True:
             if index == len(self.steps):
-                if self._job.is_done or self._result is not None:
+                if self._results is not None or all(job.is_done for job in self._jobs):
                     return
-                self.steps.append(self._advance())
+                self.steps += self._advance()
             yield self.steps[index]
             index += 1
 
-    def result(self) -> OwnResultT:
-        """Run to the end and return the result."""
-        if self._result is None:
+    def results(self) -> list[OwnResultT]:
+        """Run to the end and return the result of each request."""
+        if self._results is None:
             for _ in self:
                 pass
-            self._result = self._finish()
-        return self._result
+            self._results = self._finish()
+        return self._results
+
+    def result(self) -> OwnResultT:
+        """Run to the end and return the result: the first, where there are several."""
+        return self.results()[0]
 
     def stop(self) -> OwnResultT:
-        """End here: the result of the steps made so far."""
-        if self._result is None:
-            self._result = self._finish()
-        return self._result
+        """End here: the result of the steps made so far. From now on `results()` are those of all."""
+        if self._results is None:
+            self._results = self._finish()
+        return self._results[0]

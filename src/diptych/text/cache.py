@@ -60,6 +60,18 @@ class KeyValueCache:
         self.lengths[slot] = 0
         self._free.append(slot)
 
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a sequence; what lies past them is written over."""
+        if not 0 <= length <= self.lengths[slot]:
+            raise ValueError(f"a sequence of {self.lengths[slot]} tokens cannot be cut to {length}")
+        self.lengths[slot] = length
+
+    def fork(self, source: int, slot: int) -> None:
+        """Make the sequence in `slot` the same as the one in `source`; from here on each goes its own way."""
+        length = self.lengths[source]
+        self._kept[:, :, slot, :, :length] = self._kept[:, :, source, :, :length]
+        self.lengths[slot] = length
+
     def append(self, slots: Sequence[int], counts: Sequence[int], width: int) -> "Appending":
         """Make room for `counts[i]` new tokens in `slots[i]`, handed over as rows padded at the end to `width`.
 
