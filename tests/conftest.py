@@ -1,9 +1,12 @@
 """Checkpoints of both panels with tiny random networks: real in every part, made once a session, no data needed."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Engine
 
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
@@ -14,6 +17,12 @@ from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 
 WORDS = ["Once upon a time there was a cat on a beach at sunset. It wore sunglasses.", "🦊 é ö"]
+# How text is cut before it is tokenised, from the tokenizer.json of each.
+LLAMA_3_PIECES = "|".join(
+    [r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}"]
+    + [r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"]
+)
+QWEN_PIECES = LLAMA_3_PIECES.replace("{1,3}", "")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +35,88 @@ def _one_thread() -> None:
 def _freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that runs in this process would change the rest of the session."""
     monkeypatch.setattr("diptych.train.allocator.keep_freed_memory", lambda: False)
+
+
+def _trained(specials: list[str], pieces: pre_tokenizers.PreTokenizer, vocab_size: int = 400) -> Engine:
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pieces
+    alphabet = [] if isinstance(pieces, pre_tokenizers.Metaspace) else sorted(pre_tokenizers.ByteLevel.alphabet())
+    engine.train_from_iterator(
+        WORDS * 3,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return engine
+
+
+def _byte_level(specials: list[str], pattern: str) -> Engine:
+    bytes_of_pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    engine = _trained(specials, pre_tokenizers.Sequence([split, bytes_of_pieces]))
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def _byte_fallback() -> Engine:
+    """As SentencePiece has it: after the specials the 256 bytes, then text with "▁" for the space."""
+    about = json.loads(_trained([], pre_tokenizers.Metaspace(split=True), 120).to_str())
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *about["model"]["vocab"]]
+    about["model"] |= {"vocab": dict(zip(names, range(len(names)), strict=True)), "unk_token": "<unk>"}
+    about["model"] |= {"byte_fallback": True, "fuse_unk": True}
+    engine = Engine.from_str(json.dumps(about))
+    engine.add_special_tokens(["<unk>", "<s>", "</s>"])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    engine.decoder = decoders.Sequence(parts)
+    engine.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return engine
+
+
+def _gpt2() -> Engine:
+    engine = _trained(["<|endoftext|>"], pre_tokenizers.ByteLevel(add_prefix_space=False))
+    engine.decoder = decoders.ByteLevel()
+    engine.post_processor = processors.ByteLevel(trim_offsets=False)
+    return engine
+
+
+def _llama2() -> Engine:
+    engine = _byte_fallback()
+    engine.pre_tokenizer = None
+    engine.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return engine
+
+
+def _mistral() -> Engine:
+    engine = _byte_fallback()
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return engine
+
+
+def _llama3() -> Engine:
+    names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
+    engine = _byte_level(names, LLAMA_3_PIECES)
+    begins = processors.TemplateProcessing(single=f"{names[0]} $A", special_tokens=[(names[0], 0)])
+    engine.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begins])
+    return engine
+
+
+def _qwen() -> Engine:
+    engine = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], QWEN_PIECES)
+    engine.normalizer = normalizers.NFC()
+    engine.add_tokens(["<think>", "</think>"])  # tokens that are text, too
+    return engine
+
+
+@pytest.fixture(scope="session")
+def vocabularies() -> dict[str, Engine]:
+    """Tiny vocabularies with the rules of published ones."""
+    return {
+        "gpt2": _gpt2(),
+        "llama2": _llama2(),
+        "mistral": _mistral(),
+        "llama3": _llama3(),
+        "qwen": _qwen(),
+    }
 
 
 @pytest.fixture(scope="session")

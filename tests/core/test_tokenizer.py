@@ -2,10 +2,11 @@
 
 import json
 import random
+import re
 
 import pytest
 from tokenizers import Tokenizer as Engine
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from diptych.core.tokenizer import BEGIN, END, Tokenizer
 
@@ -124,3 +125,84 @@ def test_ids_with_gaps_keep_their_places(tokenizer, tmp_path):
     for name, id in again.specials.items():
         assert (again.piece(id), again.token_bytes(id)) == (name, b"")
     assert all(id < again.size for id in again.specials.values())
+
+
+KINDS = ["gpt2", "llama2", "mistral", "llama3", "qwen"]
+BEGINS = {"gpt2": None, "llama2": 1, "mistral": 1, "llama3": 0, "qwen": None}
+STREAMED = [text for text in TEXTS if text] + ["<think>\ncats</think>", "It wore 1234567 sunglasses,don't you?\n\n x"]
+
+
+@pytest.fixture(params=KINDS)
+def published(request, vocabularies, tmp_path):
+    """A vocabulary with a published one's rules, and what the library that runs it makes of it by itself."""
+    engine = vocabularies[request.param]
+    engine.save(str(tmp_path / "tokenizer.json"))
+    return request.param, Tokenizer.load(tmp_path / "tokenizer.json"), engine
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *STREAMED])
+def test_published_vocabularies_give_the_same_ids_and_the_same_text(published, text):
+    _, tokenizer, engine = published
+    engine.encode_special_tokens = False
+    ids = engine.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text, obey_specials=True) == ids
+    assert tokenizer.decode(ids) == engine.decode(ids)
+
+
+def test_what_begins_a_text_is_what_the_files_own_rules_put_there(published):
+    kind, tokenizer, engine = published
+    assert tokenizer.begin == BEGINS[kind]
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    assert [*begin, *tokenizer.encode("A cat")] == engine.encode("A cat").ids
+
+
+@pytest.mark.parametrize("text", STREAMED)
+def test_the_bytes_of_tokens_add_up_to_the_text_wherever_it_is_continued(published, text):
+    """A text that is begun and one that goes on: the bytes of what comes are exactly what the whole has more."""
+    _, tokenizer, engine = published
+    ids = tokenizer.encode("a cat" + text, obey_specials=True)
+    whole = engine.decode(ids)
+    for place in range(1, len(ids)):
+        ahead = b"".join(map(tokenizer.token_bytes, ids[:place])).removeprefix(b" ")
+        rest = b"".join(map(tokenizer.token_bytes, ids[place:]))
+        assert (ahead + rest).decode() == whole
+
+
+def test_a_special_name_is_obeyed_only_where_it_is_asked_for(published):
+    _, tokenizer, _ = published
+    name, id = max(tokenizer.specials.items(), key=lambda item: item[1])
+    assert id in tokenizer.encode(f"a {name} b", obey_specials=True)
+    assert id not in tokenizer.encode(f"a {name} b")
+    assert tokenizer.decode(tokenizer.encode(f"a {name} b")) == f"a {name} b"
+
+
+def test_the_tokens_that_end_a_text_are_kept_beside_the_vocabulary(vocabularies, tmp_path):
+    vocabularies["llama3"].save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path / "tokenizer.json").ends == frozenset()
+    beside = tmp_path / "tokenizer_config.json"
+    for form in ("<|eot_id|>", {"content": "<|eot_id|>", "special": True}):
+        beside.write_text(json.dumps({"eos_token": form}))
+        tokenizer = Tokenizer.load(tmp_path / "tokenizer.json", more_ends=[1, 2])
+        assert (tokenizer.end, tokenizer.ends) == (2, {1, 2})
+        (tmp_path / "again").mkdir(exist_ok=True)
+        tokenizer.save(tmp_path / "again" / "tokenizer.json")
+        again = Tokenizer.load(tmp_path / "again" / "tokenizer.json")
+        assert (again.end, again.ends) == (2, {1, 2})
+    for wrong, message in (('{"eos_token": "<|stop|>"}', "'<|stop|>', which is no token"), ("[", "not valid JSON")):
+        beside.write_text(wrong)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_document_without_a_begin_stands_between_two_ends(vocabularies, tokenizer):
+    assert Tokenizer(vocabularies["gpt2"], [0]).bordered([5, 6]) == [0, 5, 6, 0]
+    assert tokenizer.bordered([5, 6]) == [tokenizer.begin, 5, 6, tokenizer.end]
+
+
+def test_rules_that_put_several_tokens_before_a_text_are_refused(vocabularies):
+    engine = Engine.from_str(vocabularies["llama3"].to_str())
+    engine.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> <|eot_id|> $A", special_tokens=[("<|begin_of_text|>", 0), ("<|eot_id|>", 2)]
+    )
+    with pytest.raises(ValueError, match="it puts 2 tokens before a text"):
+        Tokenizer(engine)

@@ -38,8 +38,8 @@ class Batch(NamedTuple):
 
 
 def with_borders(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Each text as tokens between "<|begin|>" and "<|end|>"."""
-    return [[tokenizer.begin, *tokenizer.encode(text), tokenizer.end] for text in texts]
+    """Each text as tokens between begin and end."""
+    return [tokenizer.bordered(tokenizer.encode(text)) for text in texts]
 
 
 def pack(token_documents: Sequence[Sequence[int]], context: int, seed: int) -> "Packed":

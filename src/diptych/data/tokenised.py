@@ -49,7 +49,9 @@ def packed(tokenizer: Tokenizer, texts: Shelf, context: int, seed: int) -> Packe
     Raises:
         ValueError: a context below 1.
     """
-    key = hashlib.sha256(f"{FORM} {texts.key()} {tokenizer.to_json()}".encode()).hexdigest()[:20]
+    key = hashlib.sha256(f"{FORM} {texts.key()} {tokenizer.to_json()} {tokenizer.bordered([])}".encode()).hexdigest()[
+        :20
+    ]
     tokens = kept(f"tokens-{key}", lambda folder: _tokenise(folder, tokenizer, texts))
     ends = _mapped(tokens / "ends.npy")
     rows = kept(f"rows-{key}-{context}-{seed}", lambda folder: _lay_out(folder, ends, context, seed))
@@ -64,7 +66,7 @@ def _tokenise(folder: Path, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
         _write_header(opened, dtype, 0)
         for batch in _batches(texts):
             for ids in _encoded(tokenizer, batch):
-                document = np.array([tokenizer.begin, *ids, tokenizer.end], dtype)
+                document = np.array(tokenizer.bordered(ids), dtype)
                 opened.write(document.tobytes())
                 ends.append(ends[-1] + len(document))
         opened.seek(0)

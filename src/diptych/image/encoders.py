@@ -123,7 +123,7 @@ def encode_prompts(
     tokens = torch.full((len(prompts), length), tokenizer.end, dtype=torch.long)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        ids = [tokenizer.begin, *tokenizer.encode(prompt.strip().lower()), tokenizer.end]
+        ids = tokenizer.bordered(tokenizer.encode(prompt.strip().lower()))
         if cuts and len(ids) > length:
             ids = [*ids[: length - 1], tokenizer.end]
         if len(ids) > length:

@@ -82,7 +82,7 @@ class TextModel:
         """Write on from a prompt: iterate for steps, or call `.result()`. See `TextRequest` for the settings.
 
         Args:
-            prompt: a text, or token ids that are taken as they are (with "<|begin|>", if it is wanted).
+            prompt: a text, or token ids that are taken as they are (with what begins a text, if it is wanted).
             seed: None draws a fresh one, which the result names.
             stop: a text or several.
 
@@ -104,18 +104,21 @@ class TextModel:
         return Generation(self.runner(), request)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt; a text begins with "<|begin|>".
+        """Token ids of a prompt; a text begins with the tokenizer's begin, where it has one.
 
         Raises: ValueError for an empty prompt.
         """
         if not prompt:
             raise ValueError("the prompt is empty: give at least one word to go on from")
-        return [self.tokenizer.begin, *self.tokenizer.encode(prompt)] if isinstance(prompt, str) else list(prompt)
+        if not isinstance(prompt, str):
+            return list(prompt)
+        begin = [] if self.tokenizer.begin is None else [self.tokenizer.begin]
+        return [*begin, *self.tokenizer.encode(prompt)]
 
     def score(self, text: str | Sequence[int]) -> Tensor:
         """log p of each token given those before it, nats, float32 on the CPU: (number of ids - 1,).
 
-        A text is scored as "<|begin|>" and its tokens, so every token of it has a score.
+        A text is scored as begin and its tokens, so every token of it has a score; without a begin, all but the first.
         """
         ids = self.prompt_ids(text)
         if len(ids) < 2:

@@ -109,7 +109,7 @@ def bits_per_byte(
     chosen = [text for text in documents if text][:max_documents]
     if not chosen:
         raise ValueError("there is no document to score")
-    tokens = ([tokenizer.begin, *tokenizer.encode(text), tokenizer.end] for text in chosen)
+    tokens = (tokenizer.bordered(tokenizer.encode(text)) for text in chosen)
     scores = (token_log_probabilities(decoder, ids, context, overlap=overlap) for ids in tokens)
     bits = [-float(score.double().sum()) / math.log(2) for score in scores]
     return ratio(bits, [len(text.encode()) for text in chosen])

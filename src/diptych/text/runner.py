@@ -251,7 +251,7 @@ class TextRunner:
         probability = log_probability.exp()
         entropy = float(torch.special.entr(probability).sum())
 
-        is_end = token == self.tokenizer.end
+        is_end = token in self.tokenizer.ends
         is_last = is_end or index + 1 == job.limit
         text = job.writer.write(self.tokenizer.token_bytes(token), is_last=is_last)
         job.is_done = is_last or job.writer.has_stopped
