@@ -18,10 +18,8 @@ from diptych.text.model import TextModel
 
 WORDS = ["Once upon a time there was a cat on a beach at sunset. It wore sunglasses.", "🦊 é ö"]
 # How text is cut before it is tokenised, from the tokenizer.json of each.
-LLAMA_3_PIECES = "|".join(
-    [r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}"]
-    + [r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"]
-)
+AFTER_NUMBERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + AFTER_NUMBERS
 QWEN_PIECES = LLAMA_3_PIECES.replace("{1,3}", "")
 
 
