@@ -29,7 +29,7 @@ def their_config(scaling: RopeScaling, theta: float) -> LlamaConfig:
 
 def frequencies(scaling: RopeScaling | None, theta: float, length: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Read from the angles at position 1; and the radius of the turn, which is the sharpness."""
-    cos, sin = rotary(torch.tensor([[1]]), HEAD_DIM, theta, scaling, lengths=torch.tensor([length]))
+    cos, sin = rotary(torch.tensor([[1]]), HEAD_DIM, theta, scaling, lengths=torch.tensor([[length]]))
     return torch.atan2(sin, cos).flatten(), torch.hypot(sin, cos).flatten()
 
 

@@ -37,6 +37,18 @@ def test_cached_reading_equals_reading_at_once(decoder, config):
         torch.testing.assert_close(torch.cat(parts), decoder(torch.tensor([sequence]))[0], rtol=0, atol=1e-4)
 
 
+def test_a_token_is_turned_for_its_prompt_and_place_however_the_text_is_read(config):
+    """All of a prompt by its whole length, though it comes in pieces; what follows by the length that it makes, though
+    several are tried at a time."""
+    cache = KeyValueCache(config, 2, 4, "cpu", torch.float32)
+    slots = [cache.reserve(prompt) for prompt in (20, 3)]
+    for counts in ((12, 3), (8, 4), (1, 6)):
+        call = cache.append(slots, counts, max(counts))
+        for row, prompt in enumerate((20, 3)):
+            places = call.positions[row, : counts[row]].tolist()
+            assert call.lengths[row, : counts[row]].tolist() == [max(prompt, place + 1) for place in places]
+
+
 @torch.no_grad()
 def test_a_reused_slot_remembers_nothing(decoder, config):
     cache = KeyValueCache(config, slots=1, length=16, device="cpu", dtype=torch.float32)

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from diptych.core.positions import KINDS, RopeScaling
 from diptych.core.trace import Trace
+from diptych.text.decoder import Decoder
 from diptych.text.runner import TextRequest, TextRunner, Writer
 
 
@@ -31,6 +35,24 @@ def test_a_text_comes_out_the_same_alone_and_in_company(model):
         moment += 1
     for index, request in enumerate(requests):
         assert results[index].tokens == written(model, request).tokens
+
+
+@pytest.mark.parametrize("scaling", [None, *KINDS])
+def test_a_prompt_read_in_chunks_goes_on_as_one_read_whole(model, scaling):
+    """Against the decoder that reads it at once; other texts of the call are further on, or shorter than a chunk."""
+    scaling = scaling and RopeScaling(scaling, 4.0, 16)
+    decoder = Decoder(replace(model.config, rope_scaling=scaling)).eval()
+    decoder.load_state_dict(model.decoder.state_dict())
+    prompts = [[3 + 7 * place % 250 for place in range(length)] for length in (40, 7, 23, 16)]
+    runner = TextRunner(decoder, model.tokenizer, chunk=8)
+    jobs = [runner.admit(TextRequest(prompt, num_candidates=3)) for prompt in prompts]
+    for job, step in zip(jobs, runner.advance(jobs[:2]) + runner.advance(jobs[2:]), strict=True):
+        logits = decoder(torch.tensor([job.request.prompt_ids]))[0, -1].detach()
+        expected = logits.double().softmax(-1).topk(3)
+        assert [one.token for one in step.candidates[:3]] == expected.indices.tolist()
+        assert [one.probability for one in step.candidates[:3]] == pytest.approx(expected.values.tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match="chunk must be a whole number of tokens >= 1, not 0"):
+        TextRunner(decoder, model.tokenizer, chunk=0)
 
 
 def test_one_seed_one_text(model):

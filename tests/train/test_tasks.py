@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.core import weights
+from diptych.core.positions import RopeScaling
 from diptych.core.tokenizer import Tokenizer
 from diptych.data import licences, rendered, scenes
 from diptych.data.corpora import CORPORA
@@ -130,6 +132,22 @@ def test_a_run_starts_from_the_weights_of_a_finished_model(recipe: Read, finishe
     if objective == "diffusion":
         assert isinstance(task, DiffusionTask)
         assert task.painter.tokenizer.encode("a cat") == Tokenizer.load(directory / "tokenizer.json").encode("a cat")
+
+
+def test_a_run_goes_on_with_longer_texts_and_slower_positions(recipe: Read, finished: Finished, tmp_path: Path) -> None:
+    """The weights do not depend on either; and an older checkpoint, which lacks settings that came later, is one."""
+    directory = tmp_path / "model"
+    shutil.copytree(finished("next-token").model, directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    del config["decoder"]["rope_scaling"], config["decoder"]["position"]
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    scaling = 'model.overrides.rope_scaling={ kind = "yarn", factor = 4, original_context = 16 }'
+    task = build(recipe("next-token", f"run.init_from={directory}", "model.context=64", scaling))
+    assert isinstance(task, NextTokenTask)
+    assert same(task.model.state_dict(), weights.read_tensors(directory))
+    assert (task.model.config.context, task.model.config.rope_scaling) == (64, RopeScaling("yarn", 4.0, 16))
+    with pytest.raises(ValueError, match=r"unknown key 'factr' in \[model.overrides.rope_scaling\]"):
+        build(recipe("next-token", scaling.replace("factor", "factr")))
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ def rotary(
 
     Args:
         positions: (B, T), integers.
-        lengths: (B,), tokens of each row's whole text, on which the angles of "dynamic" depend; when None the text
-            ends with the row. What a cache keeps stays turned as it was when the text was shorter, as it does in
-            other implementations.
+        lengths: (B, T), tokens of the text when each token is read, on which the angles of "dynamic" depend; when None
+            it is read whole. What a cache keeps stays turned as it was while the text grows on, as it does in other
+            implementations.
 
     Returns:
         (cos, sin), each (B, 1, T, head_dim / 2), float32.
@@ -133,7 +133,7 @@ def rotary(
     if scaling is None:
         turns = theta**-exponent
     else:
-        lengths = positions.amax(dim=1) + 1 if lengths is None else lengths
+        lengths = positions.amax(dim=1, keepdim=True) + 1 if lengths is None else lengths
         turns = scaled_frequencies(exponent, head_dim, theta, scaling, lengths)
     angles = positions.float()[:, None, :, None] * turns
     cos, sin = angles.cos(), angles.sin()
@@ -147,16 +147,16 @@ def scaled_frequencies(exponent: Tensor, head_dim: int, theta: float, scaling: R
 
     Args:
         exponent: 2i / head_dim, (head_dim / 2,), float32.
-        lengths: (B,), tokens of each text.
+        lengths: (B, T or 1), tokens of the text.
 
     Returns:
-        (head_dim / 2,), float32; for "dynamic" (B, 1, 1, head_dim / 2).
+        (head_dim / 2,), float32; for "dynamic" (B, 1, T or 1, head_dim / 2).
     """
     factor, original = scaling.factor, scaling.original_context
     if scaling.kind == "dynamic":
         longer = factor * lengths.clamp(min=original).float() / original - (factor - 1)
-        larger = theta * longer ** (head_dim / (head_dim - 2))  # (B,)
-        return larger[:, None, None, None].pow(-exponent)
+        larger = theta * longer ** (head_dim / (head_dim - 2))
+        return larger[:, None, :, None].pow(-exponent)
     if scaling.kind == "ntk":
         theta = theta * factor ** (head_dim / (head_dim - 2))
     turns = theta**-exponent

@@ -40,6 +40,7 @@ class KeyValueCache:
         shape = (config.num_layers, 2, slots, heads, length, config.head_dim)
         self._kept = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths: list[int] = [0] * slots
+        self._prompts: list[int] = [0] * slots
         self._free = list(range(slots))[::-1]
 
     @property
@@ -47,14 +48,18 @@ class KeyValueCache:
         """Tokens that a slot can hold now."""
         return int(self._kept.shape[4])
 
-    def reserve(self) -> int:
-        """A free slot, empty; the cache grows if there is none."""
+    def reserve(self, prompt: int = 0) -> int:
+        """A free slot, empty, for a text whose first `prompt` tokens are known at once; the cache grows if there is
+        none."""
         if not self._free:
             slots = len(self.lengths)
             self._grow(2 * slots, self.length)
             self.lengths += [0] * slots
+            self._prompts += [0] * slots
             self._free = list(range(slots, 2 * slots))[::-1]
-        return self._free.pop()
+        slot = self._free.pop()
+        self._prompts[slot] = prompt
+        return slot
 
     def release(self, slot: int) -> None:
         self.lengths[slot] = 0
@@ -70,7 +75,7 @@ class KeyValueCache:
         """Make the sequence in `slot` the same as the one in `source`; from here on each goes its own way."""
         length = self.lengths[source]
         self._kept[:, :, slot, :, :length] = self._kept[:, :, source, :, :length]
-        self.lengths[slot] = length
+        self.lengths[slot], self._prompts[slot] = length, self._prompts[source]
 
     def append(self, slots: Sequence[int], counts: Sequence[int], width: int) -> "Appending":
         """Make room for `counts[i]` new tokens in `slots[i]`, handed over as rows padded at the end to `width`.
@@ -90,7 +95,7 @@ class KeyValueCache:
         starts = [self.lengths[slot] for slot in slots]
         for slot, end in zip(slots, ends, strict=True):
             self.lengths[slot] = end
-        return Appending(self._kept, slots, starts, counts, width, longest)
+        return Appending(self._kept, slots, starts, counts, [self._prompts[slot] for slot in slots], width, longest)
 
     def _grow(self, slots: int, length: int) -> None:
         layers, two, old_slots, heads, old_length, head_dim = self._kept.shape
@@ -102,11 +107,19 @@ class KeyValueCache:
 class Appending:
     """One call's view of the cache: where its new tokens go, and what each of them may look at.
 
-    `positions` is (B, T) int64; `mask` is (B, 1, T, S) bool, S the longest of the B sequences with its new tokens.
+    `positions` is (B, T) int64; `mask` is (B, 1, T, S) bool, S the longest of the B sequences with its new tokens;
+    `lengths` is (B, T) int64, the tokens that a text has when each of its tokens is read.
     """
 
     def __init__(
-        self, kept: Tensor, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], width: int, longest: int
+        self,
+        kept: Tensor,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        prompts: Sequence[int],
+        width: int,
+        longest: int,
     ) -> None:
         device = kept.device
         self._kept, self._longest = kept, longest
@@ -117,6 +130,7 @@ class Appending:
         start = torch.tensor(starts, device=device)[:, None]
         place = torch.arange(width, device=device)[None]
         self.positions = (start + place).clamp(max=kept.shape[4] - 1)  # (B, T); past a row's count they are padding
+        self.lengths = (self.positions + 1).maximum(torch.tensor(prompts, device=device)[:, None])
         self.mask = (torch.arange(longest, device=device) <= self.positions[..., None])[:, None]  # (B, 1, T, S)
         self._rows, self._columns = (place < torch.tensor(counts, device=device)[:, None]).nonzero(as_tuple=True)
 

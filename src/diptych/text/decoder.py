@@ -19,7 +19,7 @@ from diptych.core.dropout import Dropout
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.likelihood import negative_log_likelihood
 from diptych.core.norms import NORMS
-from diptych.core.positions import rotary
+from diptych.core.positions import RopeScaling, rotary
 from diptych.core.precision import at_least_float32, in_autocast
 from diptych.core.spelling import unknown
 
@@ -35,6 +35,7 @@ class DecoderConfig:
         hidden: width of the feed-forward half.
         context: the most tokens that attention spans in training and generation.
         position: "rotary", "learned" (one vector a place, added to the embedding) or "none".
+        rope_scaling: how rotary positions turn more slowly, in a model that was trained on shorter texts.
         norm_eps: of all norms, those of queries and keys included.
         windows: of each layer, how many tokens attention spans, the token itself included; 0 spans all. () is 0 in all.
         attention_softcap: bends the scores of attention, see `Attention`; 0 leaves them.
@@ -52,6 +53,7 @@ class DecoderConfig:
     context: int
     position: str = "rotary"
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     norm: str = "rms"
     norm_eps: float = 1e-6
     is_gated: bool = True
@@ -81,6 +83,8 @@ class DecoderConfig:
             raise unknown("position", str(self.position), POSITIONS)
         if self.head_dim % 2 and self.position == "rotary":
             raise ValueError(f"head_dim must be even, not {self.head_dim}: rotary positions turn pairs")
+        if self.rope_scaling and (self.position != "rotary" or self.head_dim < 4):
+            raise ValueError("rope_scaling needs rotary positions and a head_dim of at least 4")
         if self.norm not in NORMS:
             raise unknown("norm", str(self.norm), NORMS)
         if self.activation not in ACTIVATIONS:
@@ -114,7 +118,12 @@ class DecoderConfig:
         windows = entries.get("windows", ())
         if not isinstance(windows, list | tuple):
             raise ValueError(f"windows must be a list of whole numbers, not {windows!r}")
-        return cls(**{**entries, "windows": tuple(windows)})
+        scaling = entries.get("rope_scaling")
+        if isinstance(scaling, Mapping):
+            scaling = RopeScaling.from_dict(scaling)
+        elif scaling is not None and not isinstance(scaling, RopeScaling):
+            raise ValueError(f"rope_scaling must be a table of settings, not {scaling!r}")
+        return cls(**{**entries, "windows": tuple(windows), "rope_scaling": scaling})
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, context: int, **overrides: Any) -> Self:
@@ -139,11 +148,18 @@ class DecoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it."""
-        return asdict(self) | {"windows": list(self.windows)}
+        scaling = self.rope_scaling and self.rope_scaling.to_dict()
+        return asdict(self) | {"windows": list(self.windows), "rope_scaling": scaling}
 
 
 class Cache(Protocol):
-    """Keeps the keys and values of tokens already read (see `text.cache`)."""
+    """Keeps the keys and values of tokens already read (see `text.cache`).
+
+    Args:
+        lengths: (B, T), tokens that the text has when each token is read: all of the prompt for those in it.
+    """
+
+    lengths: Tensor
 
     def store(self, layer: int) -> Store:
         """What the attention of `layer` hands its new keys and values to, and gets all of them from."""
@@ -250,7 +266,8 @@ class Decoder(nn.Module):
         if self.position_embedding is not None:
             embedded = embedded + self.position_embedding(positions)
         elif config.position == "rotary":
-            turn = rotary(positions, config.head_dim, config.rope_theta)
+            lengths = None if cache is None else cache.lengths
+            turn = rotary(positions, config.head_dim, config.rope_theta, config.rope_scaling, lengths=lengths)
         x = self.dropout(in_autocast(embedded))  # (B, T, C)
         masks = self._masks(mask, positions, cache)
         for index, block in enumerate(self.blocks):

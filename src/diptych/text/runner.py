@@ -22,6 +22,7 @@ from diptych.text.decoder import Decoder
 from diptych.text.odds import Controls, draw, odds
 
 FIRST_LENGTH = 128  # tokens of a slot before the cache grows
+CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
 MAX_CANDIDATES = 1000
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -177,10 +178,15 @@ class TextRunner:
     Args:
         name: the model's, for traces.
         slots: texts to make room for at first.
+        chunk: the most tokens of a prompt that one call of the network reads.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", slots: int = 1) -> None:
-        self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", slots: int = 1, chunk: int = CHUNK
+    ) -> None:
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+            raise ValueError(f"chunk must be a whole number of tokens >= 1, not {chunk!r}")
+        self.decoder, self.tokenizer, self.name, self.chunk = decoder, tokenizer, name, chunk
         weight = decoder.embedding.weight
         self._device = weight.device
         heads = next(module for module in decoder.modules() if isinstance(module, Attention)).num_kv_heads
@@ -199,32 +205,42 @@ class TextRunner:
                     f"prompt token ids must be whole numbers from 0 to {self.tokenizer.size - 1}, not {token!r}"
                 )
         limit = min(request.max_tokens, context - count + 1)  # the last token drawn is never read
-        return TextJob(request, self._cache.reserve(), limit, Writer(request.stop), list(request.prompt_ids))
+        return TextJob(request, self._cache.reserve(count), limit, Writer(request.stop), list(request.prompt_ids))
 
     @torch.inference_mode()
     def advance(self, jobs: Sequence[TextJob]) -> list[TextStep]:
-        """One call of the network; each job gets one more token. Steps in the order of the jobs."""
+        """Each job gets one more token: one call of the network, and before it one for each chunk of a long prompt but
+        its last. Steps in the order of the jobs."""
         if not jobs:
             return []
         if any(job.is_done or job.is_released for job in jobs):
             raise ValueError("a job that is done cannot be advanced")
-        counts = [len(job.unread) for job in jobs]
-        width = max(counts)
-        rows = [job.unread + [0] * (width - count) for job, count in zip(jobs, counts, strict=True)]
         was_training = self.decoder.training
         if was_training:
             self.decoder.eval()
+        while behind := [job for job in jobs if len(job.unread) > self.chunk]:
+            self._read(behind)
+        logits = self._read(jobs).cpu()
+        if was_training:
+            self.decoder.train()
+        return [self._step(job, row) for job, row in zip(jobs, logits, strict=True)]
+
+    def _read(self, jobs: Sequence[TextJob]) -> Tensor:
+        """One call of the network on the next chunk of each job; logits after its last token, (B, V)."""
+        new = [job.unread[: self.chunk] for job in jobs]
+        counts = [len(row) for row in new]
+        width = max(counts)
         cache = self._cache.append([job.slot for job in jobs], counts, width)
-        logits = self.decoder(
-            torch.tensor(rows, device=self._device),
+        logits: Tensor = self.decoder(
+            torch.tensor([row + [0] * (width - len(row)) for row in new], device=self._device),
             positions=cache.positions,
             mask=cache.mask,
             cache=cache,
             places=torch.tensor(counts, device=self._device) - 1,
-        )[:, 0, : self.tokenizer.size].cpu()  # (B, V)
-        if was_training:
-            self.decoder.train()
-        return [self._step(job, row) for job, row in zip(jobs, logits, strict=True)]
+        )[:, 0, : self.tokenizer.size]
+        for job in jobs:
+            job.unread = job.unread[self.chunk :]
+        return logits
 
     def finish(self, job: TextJob) -> TextResult:
         """The result of a job, done or cancelled; its place in the cache is free again."""

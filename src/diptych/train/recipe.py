@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -318,7 +318,11 @@ def _typed_table(cls: type, section: str, table: Any, path: Path, text: str) -> 
         where = _where(path, text, section, key)
         if key not in known:
             raise ValueError(f"{where}: unknown key '{key}' in [{section}]{_hint(key, known)}")
-        values[key] = _typed(value, hints[key], f"{where}: {section}.{key}")
+        tables = [kind for kind in (hints[key], *typing.get_args(hints[key])) if is_dataclass(kind)]
+        if tables and isinstance(value, dict):
+            values[key] = _fill(tables[0], f"{section}.{key}", value, path, text)  # type: ignore[arg-type]
+        else:
+            values[key] = _typed(value, hints[key], f"{where}: {section}.{key}")
     return values
 
 

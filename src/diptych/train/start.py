@@ -1,6 +1,6 @@
 """Starting a run from a finished checkpoint instead of from random weights: `run.init_from`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,20 @@ class Start:
         with self.recipe.checking("run", "init_from"):
             return Tokenizer.load(self.directory / "tokenizer.json")
 
-    def check(self, part: str, sizes: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
-        """Hold the checkpoint's sizes against the recipe's, but for those that no weight depends on (`free`)."""
-        found = self.config[part]
+    def check(
+        self,
+        part: str,
+        sizes: Mapping[str, Any],
+        free: tuple[str, ...] = (),
+        read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> None:
+        """Hold the checkpoint's sizes against the recipe's, but for those that no weight depends on (`free`).
+
+        Args:
+            read: fills in what the checkpoint's config.json leaves to defaults.
+        """
+        with self.recipe.checking("run", "init_from"):
+            found = read(self.config[part])
         for name in sizes:
             if name not in free and found.get(name) != sizes[name]:
                 with self.recipe.checking("run", "init_from"):

@@ -26,7 +26,7 @@ from diptych.train.start import Start
 
 PROMPTS = ("Once upon a time", "One day, a little", "Tom and Lily")
 SPLITS = ("documents", "end")
-FREE = ("dropout", "context", "rope_theta")  # settings of a decoder that its weights do not depend on
+FREE = ("dropout", "context", "rope_theta", "rope_scaling")  # settings of a decoder that its weights do not depend on
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class NextTokenTask:
         start = Start.of(recipe, "decoder")
         if start:
             is_narrower = sizes.hidden < start.config["decoder"].get("hidden", 0)
-            start.check("decoder", sizes.to_dict(), (*FREE, "hidden") if is_narrower else FREE)
+            free = (*FREE, "hidden") if is_narrower else FREE
+            start.check("decoder", sizes.to_dict(), free, lambda found: DecoderConfig.from_dict(found).to_dict())
         troubles = Troubles()
         with recipe.checking("data", "mix"):
             mix = read_mix(
