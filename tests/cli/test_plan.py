@@ -43,6 +43,10 @@ def test_json_is_one_object(diptych, recipe):
     [
         (["--on", "8 x H10"], "unknown machine 'H10'; did you mean 'H100'?"),
         (["--threads", "0"], "threads must be at least 1, not 0"),
+        (
+            ["--dtype", "float16"],
+            "dtype float16 cannot train here: small gradients become 0 in it; allowed: bfloat16, float32",
+        ),
         (["run.stepps=3"], "tale.toml, [run]: unknown key 'stepps' in [run]; did you mean 'steps'?"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
     ],

@@ -13,12 +13,20 @@ import typer
 from diptych.cli import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from diptych.image.model import ImageModel
     from diptych.text.model import TextModel
+    from diptych.train.recipe import Recipe
 
 Seed = Annotated[int | None, typer.Option(help="Of every random draw: the same seed, the same result. [fresh]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. [the fastest here]")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16. [what is fast here]")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file that describes the run.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, like run.steps=100.", metavar="[section.key=value]")
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of this machine. [all]")]
 
 
 def application(about: str | None = None) -> typer.Typer:
@@ -105,6 +113,30 @@ def _load(name: str, device: str | None, dtype: str | None) -> "TextModel | Imag
     with settings():
         choose(device, dtype)
     return diptych.load(name, device, dtype)
+
+
+def recipe(path: Path, changes: list[str] | None, threads: int | None) -> "Recipe":
+    """The recipe at `path` with its changes, checked, and the threads, too."""
+    from diptych.train.recipe import read_recipe
+
+    if not path.is_file():
+        raise ValueError(f"there is no recipe at '{path}'")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, not {threads}")
+    with settings():
+        return read_recipe(path, changes)
+
+
+def training_format(dtype: str | None) -> "tuple[torch.device, torch.dtype]":
+    """The device and the dtype that a run computes with."""
+    from diptych.core.precision import choose
+
+    with settings():
+        if dtype == "float16":
+            raise ValueError(
+                "dtype float16 cannot train here: small gradients become 0 in it; allowed: bfloat16, float32, float64"
+            )
+        return choose(None, dtype)
 
 
 def say(line: str) -> None:

@@ -1,48 +1,37 @@
 """`diptych plan`: what a recipe will take, before it is run: memory, speed, time, energy, and how to lay it out."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diptych.cli import UsageError, frame
+from diptych.cli import frame
 
 if TYPE_CHECKING:
     from diptych.train.plan import Plan
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file that describes the run.")],
-    changes: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, like run.steps=100.", metavar="[section.key=value]")
-    ] = None,
+    recipe: frame.RecipeFile,
+    changes: frame.Changes = None,
     on: Annotated[str, typer.Option(help="'this', or devices by number and name, like '8 x H100'.")] = "this",
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of this machine. [all]")] = None,
+    threads: frame.Threads = None,
     dtype: frame.Dtype = None,
 ) -> None:
     """Say what a recipe will take: memory by kind, speed, time and energy to the end. It needs no data."""
-    from diptych.train.recipe import read_recipe
-
-    if not recipe.is_file():
-        raise ValueError(f"there is no recipe at '{recipe}'")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, not {threads}")
+    chosen = frame.recipe(recipe, changes, threads)
+    frame.training_format(dtype)
     is_here = on.strip().lower() == "this"
-    with frame.settings():
+    if not is_here:
         from diptych.train.machines import read_machines
 
-        chosen = read_recipe(recipe, changes)
-        if not is_here:
+        with frame.settings():
             read_machines(on)
-    if is_here and frame.is_terminal(sys.stderr):
+    elif frame.is_terminal(sys.stderr):
         frame.say("measuring a few steps on this machine ...")
-    from diptych.core.precision import choose
     from diptych.train.plan import plan as make
 
-    with frame.settings():
-        choose(None, dtype)
     planned = make(chosen, on, threads=threads, dtype=dtype)
     if json:
         frame.json_line(planned.to_dict())

@@ -23,29 +23,19 @@ NARROWEST_BAR, WIDEST_BAR = 6, 30
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file that describes the run.")],
-    changes: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, like run.steps=100.", metavar="[section.key=value]")
-    ] = None,
+    recipe: frame.RecipeFile,
+    changes: frame.Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. [runs/NAME OF THE RECIPE]")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's run.seed.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved aside.")] = False,
     show: Annotated[
         bool, typer.Option("--show", help="Print all settings and where each came from, and stop.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [all]")] = None,
+    threads: frame.Threads = None,
     dtype: frame.Dtype = None,
 ) -> None:
     """Train a model from a recipe; the same command goes on with a run that was stopped."""
-    from diptych.train.recipe import read_recipe
-
-    if not recipe.is_file():
-        raise ValueError(f"there is no recipe at '{recipe}'")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, not {threads}")
-    overrides = [*(changes or []), *([] if seed is None else [f"run.seed={seed}"])]
-    with frame.settings():
-        chosen = read_recipe(recipe, overrides)
+    chosen = frame.recipe(recipe, [*(changes or []), *([] if seed is None else [f"run.seed={seed}"])], threads)
     if show:
         from diptych.train.shown import shown
 
@@ -60,7 +50,6 @@ def train(
     import torch
 
     from diptych.core.estimate import headlines
-    from diptych.core.precision import choose
     from diptych.train.allocator import keep_freed_memory
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
@@ -72,8 +61,8 @@ def train(
     from diptych.train.tensorboard import require_tensorboard
 
     keep_freed_memory()
+    device, compute = frame.training_format(dtype)
     with frame.settings():
-        device, compute = choose(None, dtype)
         ranks = Ranks.join(chosen.parallel, device)
     is_first = ranks.is_first
     if threads:

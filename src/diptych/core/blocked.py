@@ -2,9 +2,9 @@
 
 torch's own kernel for the CPU is made for long rows and for generation: its backward pass works on one head at a time
 and takes two to seven times as long as the products in it. Here the scores of some heads and of `ROWS` queries at a
-time are products of batches of matrices, which the CPU's bfloat16 units are fast at; they are computed again in the
-backward pass instead of kept (Dao et al. 2022, sec. 3.1), and a causal block never looks at keys that come later.
-Scores are rounded to bfloat16 before the softmax, as in attention that is written out.
+time are products of batches of matrices, which the CPU's bfloat16 units are fast at. Those of long rows are computed
+again in the backward pass instead of kept (Dao et al. 2022, sec. 3.1), and a causal block never looks at keys that come
+later. Scores are rounded to bfloat16 before the softmax, as in attention that is written out.
 """
 
 import math
@@ -18,6 +18,7 @@ from diptych.core.kernels import is_ours
 
 ROWS = 128  # queries in a block
 SCORES = 2**20  # of a block: 2 MB of bfloat16
+KEPT = 256  # keys in a row whose odds are kept for the backward pass: at most 512 bytes a query and head
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
@@ -103,6 +104,7 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool) -> Tensor:
         batch, heads, length, width = q.shape
         attended = torch.empty(batch, length, heads, width, dtype=q.dtype).transpose(1, 2)
+        kept: list[Tensor] = []
         with torch.autocast("cpu", enabled=False):
             for group in _groups(q, k):
                 keys, values = _flat(k[group]), _flat(v[group])
@@ -110,13 +112,16 @@ class _Blocked(torch.autograd.Function):
                     part = attended[(*group, rows)]
                     odds = _odds(_flat(q[(*group, rows)]), keys[:, seen], bias, group, rows, seen)
                     part.copy_(torch.bmm(odds, values[:, seen]).view(part.shape))
-        ctx.save_for_backward(q, k, v, bias)
+                    if k.shape[2] <= KEPT:
+                        kept.append(odds)
+        ctx.save_for_backward(q, k, v, bias, *kept)
         ctx.is_causal = is_causal
         return attended
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias = ctx.saved_tensors
+        q, k, v, bias, *kept = ctx.saved_tensors
+        before = iter(kept)
         to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         scale = 1 / math.sqrt(q.shape[-1])
         for group in _groups(q, k):
@@ -125,7 +130,9 @@ class _Blocked(torch.autograd.Function):
             sum_k, sum_v = torch.zeros_like(keys, dtype=torch.float32), torch.zeros_like(values, dtype=torch.float32)
             for rows, seen in _runs(q, k, ctx.is_causal):
                 queries, wanted = _flat(q[(*group, rows)]), _flat(gradient[(*group, rows)])
-                odds = _odds(queries, keys[:, seen], bias, group, rows, seen)
+                odds = next(before, None)
+                if odds is None:
+                    odds = _odds(queries, keys[:, seen], bias, group, rows, seen)
                 to_odds = torch.bmm(wanted, values[:, seen].mT)
                 to_scores = torch._softmax_backward_data(to_odds, odds, -1, odds.dtype).mul_(scale)
                 sum_v[:, seen] += torch.bmm(odds.mT, wanted)

@@ -37,12 +37,13 @@ class _Likelihood(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32)
         rows = max(1, NUMBERS // logits.shape[-1])
         for block, target, found in zip(logits.split(rows), targets.split(rows), gradient.split(rows), strict=True):
-            log_p = torch.log_softmax(block.float(), dim=-1)
-            is_real = (target != IGNORED)[:, None]
-            place = target.clamp(min=0)[:, None]
-            total -= log_p.gather(-1, place).mul_(is_real).sum()
-            odds = log_p.exp_()
-            found.copy_(odds.scatter_add_(-1, place, odds.new_full(place.shape, -1.0)).mul_(is_real))
+            is_real, place = (target != IGNORED)[:, None], target.clamp(min=0)[:, None]
+            odds = torch.softmax(block.float(), dim=-1)
+            # Seen from the likeliest, whose odds are at least 1 / V: those of a target may be too small for a float.
+            behind = block.gather(-1, place).float() - block.amax(dim=-1, keepdim=True).float()
+            total -= (behind + odds.amax(dim=-1, keepdim=True).log()).mul_(is_real).sum()
+            odds.scatter_add_(-1, place, odds.new_full(place.shape, -1.0))
+            found.copy_(odds if is_real.all() else odds.mul_(is_real))
         ctx.save_for_backward(gradient)
         return total
 

@@ -229,10 +229,6 @@ class Decoder(nn.Module):
             scale = 1 / math.sqrt(2 * self.config.num_layers) if is_branch_end else 1.0
             nn.init.normal_(parameter, std=INITIAL_DEVIATION * scale)
 
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def forward(
         self,
         tokens: Tensor,
