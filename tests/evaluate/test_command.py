@@ -50,6 +50,26 @@ def test_a_text_model_on_a_file(writer: str, tmp_path: Path, capsys: pytest.Capt
     assert said.startswith(f"tiny on story.txt: {facts['bits_per_byte']:.3f} bits per byte")
 
 
+def test_a_text_model_on_passkeys_by_length_and_depth(writer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", writer, "--on", "passkey", "--documents", "5"]
+    assert main([*arguments, "--lengths", "250,400", "--rope-scaling", "ntk", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [facts["lengths"][length]["asked"] for length in ("250", "400")] == [5, 5]
+    assert main([*arguments, "--lengths", "300"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "tiny, context 32: hidden numbers found, by the tokens of the text."
+    assert said[1].startswith("300 tokens: 0.0 % (0 of 5; 95 % interval 0.0 to ")
+    assert said[1].endswith("(past the context, positions as they are)")
+    assert [line.split("  ")[1] for line in said[2:]] == [
+        f"depth {band} to {end}"
+        for band, end in (("0.0", "0.2"), ("0.2", "0.4"), ("0.4", "0.6"), ("0.6", "0.8"), ("0.8", "1.0"))
+    ]
+    assert main([*arguments, "--lengths", "five"]) == 2
+    assert "--lengths must be whole numbers of tokens, like 512,4096, not 'five'" in capsys.readouterr().err
+    assert main(["evaluate", writer, "--on", "story.txt", "--lengths", "64"]) == 2
+    assert "--lengths and --rope-scaling are for a model that writes, --on passkey" in capsys.readouterr().err
+
+
 @pytest.fixture
 def stranger(tmp_path: Path) -> str:
     weights.save(tmp_path / "stranger", {"kind": "sculptor"}, {"a": torch.zeros(1)})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 app = frame.application()
 SCENES = "scenes"
+PASSKEY = "passkey"
 KINDS = ("text", "image", "judge", "autoencoder", "pairing")  # panels, and parts of a panel
 MEASURED = "float32"  # figures are measured in this unless asked for otherwise
 CORPORA = "tinystories, african_storybook_en, fairytaleqa, chilit, tinyshakespeare"
@@ -28,12 +29,22 @@ CORPORA = "tinystories, african_storybook_en, fairytaleqa, chilit, tinyshakespea
 def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled model (brush, quill, judge) or a checkpoint directory.")],
     on: Annotated[
-        str, typer.Option(help=f"'{SCENES}' or a folder of pictures; for text a corpus ({CORPORA}) or a .txt file.")
+        str,
+        typer.Option(
+            help=f"'{SCENES}' or a folder of pictures; for text a corpus ({CORPORA}), a .txt file, or '{PASSKEY}': "
+            "numbers hidden in filler."
+        ),
     ],
     seed: Annotated[int, typer.Option(help="Of the first prompt's pictures; the next prompts count up.")] = 1,
     steps: Annotated[int, typer.Option(help="Steps for each picture.")] = 30,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 5.0,
-    documents: Annotated[int, typer.Option(min=1, help="The most documents to score.")] = 200,
+    documents: Annotated[int, typer.Option(min=1, help="The most documents to score; passkeys of each length.")] = 200,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Tokens of the texts with a passkey. [the model's context]")
+    ] = None,
+    rope_scaling: Annotated[
+        str | None, typer.Option(help="Past the context: linear, ntk, dynamic, yarn or llama3. [none]")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Put all that was painted on this PNG, misses in red.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
     device: frame.Device = None,
@@ -48,8 +59,13 @@ def evaluate(
     directory, config = find(model)
     kind = str(config.get("panel") or config.get("kind"))
     _check(model, kind, on, sheet, dtype)
+    if (lengths or rope_scaling) and (kind != "text" or on != PASSKEY):
+        raise UsageError(f"--lengths and --rope-scaling are for a model that writes, --on {PASSKEY}")
     sheet = frame.output(sheet, ".png")
-    if kind == "text":
+    if kind == "text" and on == PASSKEY:
+        reader = frame.text_model(model, device, dtype or MEASURED)
+        facts, words = _passkeys(reader, _lengths(lengths), documents, seed, rope_scaling)
+    elif kind == "text":
         facts, words = _text(frame.text_model(model, device, dtype or MEASURED), on, documents)
     elif kind == "judge":
         facts, words = _judge(directory)
@@ -99,6 +115,30 @@ def _text(model: "TextModel", on: str, documents: int) -> Result:
     kind = "held-out documents" if report.held_out else "documents"
     said = report.score.told(3, f"of {report.num_available} {kind}").replace(" (", " bits per byte (", 1)
     return report.to_dict(), f"{report.model} on {report.on}: {said}"
+
+
+def _passkeys(model: "TextModel", lengths: list[int], texts: int, seed: int, rope_scaling: str | None) -> Result:
+    from diptych.evaluate.passkeys import BANDS, evaluate_passkeys
+
+    with _progress("reading") as watch:
+        report = evaluate_passkeys(
+            model, lengths or [model.config.context], texts=texts, seed=seed, rope_scaling=rope_scaling, watch=watch
+        )
+    lines = [f"{report.model}, context {report.context}: hidden numbers found, by the tokens of the text."]
+    for length, bands in report.found.items():
+        past = f" (past the context, positions {rope_scaling or 'as they are'})" if length > report.context else ""
+        lines.append(f"{length:,} tokens: {report.total(length)}{past}")
+        lines += _table(
+            {f"depth {band / BANDS:.1f} to {(band + 1) / BANDS:.1f}": one for band, one in enumerate(bands)}
+        )
+    return report.to_dict(), "\n".join(lines)
+
+
+def _lengths(said: str | None) -> list[int]:
+    parts = [part.strip() for part in (said or "").split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--lengths must be whole numbers of tokens, like 512,4096, not '{said}'")
+    return [int(part) for part in parts]
 
 
 def _judge(directory: Path) -> Result:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from diptych.core.spelling import unknown
+from diptych.data import passkeys
 from diptych.data.casing import Casing, Openings
 from diptych.data.folders import folder
 from diptych.data.hub_texts import PREFIX, local_folder, read_data_set
@@ -55,7 +56,7 @@ def read(name: str, troubles: Troubles) -> Iterator[str]:
     Args:
         name: the path of a `.txt`, `.jsonl`, `.jsonl.gz` or `.parquet` file, of a folder of them, or of a data set
             that `datasets` has saved; or `hf:` and the name of a data set. `#field` at its end names the field or
-            column that holds the text, "text" unless said.
+            column that holds the text, "text" unless said. "passkey:512" is made here (`data.passkeys`).
         troubles: is told of every document, whole or broken.
 
     Raises:
@@ -64,17 +65,21 @@ def read(name: str, troubles: Troubles) -> Iterator[str]:
     """
     if name.startswith(PREFIX):
         return read_data_set(name, troubles)
+    if name.startswith(passkeys.PREFIX):
+        return passkeys.documents(name)
     if looks_like_path(name):
         return read_path(*path_and_field(name), troubles)
     raise unknown("corpus", name, CORPORA)
 
 
 def origin(name: str) -> Path | None:
-    """The file or folder that a corpus is read from; None for a data set that is streamed."""
+    """The file or folder that a corpus is read from; None for a data set that is streamed, or made here."""
     if name in CORPORA:
         return folder(name)
     if name.startswith(PREFIX):
         return local_folder(name)
+    if name.startswith(passkeys.PREFIX):
+        return None
     return path_and_field(name)[0]
 
 

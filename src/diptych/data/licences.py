@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from diptych.data import passkeys
 from diptych.data.hub_texts import PREFIX, local_folder, parse
 from diptych.data.sprites import FLUENT, TWEMOJI
 
@@ -64,4 +65,7 @@ def source(name: str) -> Source:
     if name.startswith(PREFIX) and local_folder(name) is None:
         path = parse(name).path
         return Source(f"the data set `{path}`", "as its card states", f"https://huggingface.co/datasets/{path}")
+    if name.startswith(passkeys.PREFIX):
+        length = name.removeprefix(passkeys.PREFIX)
+        return Source(f"numbers hidden in {length} tokens of filler, made by Diptych itself", "Apache-2.0", "")
     return SOURCES.get(name) or Source(f"data of the recipe's author, `{Path(name).name}`", "not stated", "")

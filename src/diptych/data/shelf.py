@@ -18,11 +18,20 @@ from typing import overload
 
 import numpy as np
 
-from diptych.data import casing, corpora, hub_texts, repeats, style, text_files, text_values
+from diptych.data import casing, corpora, hub_texts, passkeys, repeats, style, text_files, text_values
 from diptych.data.kept import kept
 from diptych.data.trouble import Trouble, Troubles
 
-READING = (casing, corpora, hub_texts, repeats, style, text_files, text_values)  # modules that decide what is read
+READING = (
+    casing,
+    corpora,
+    hub_texts,
+    passkeys,
+    repeats,
+    style,
+    text_files,
+    text_values,
+)  # modules that decide what is read
 BUFFER = 2**23  # bytes written at a time
 
 

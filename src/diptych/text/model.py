@@ -1,6 +1,8 @@
 """A text model: a decoder and its tokenizer, loaded from a checkpoint, ready to write and to judge."""
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from diptych.core import weights
 from diptych.core.generation import Generation
+from diptych.core.positions import RopeScaling
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.tokenizer import Tokenizer
@@ -60,6 +63,29 @@ class TextModel:
         config: dict[str, Any] = {"panel": "text", "name": self.name, "decoder": self.config.to_dict()}
         tensors = {name: value.to(dtype or value.dtype) for name, value in self.decoder.state_dict().items()}
         weights.save(directory, config, tensors, tokenizer=self.tokenizer, card=card)
+
+    def stretched(self, context: int, kind: str | None = "yarn") -> "TextModel":
+        """The same weights for texts of `context` tokens.
+
+        Args:
+            kind: of the scaling of rotary positions (see `RopeScaling`), by what `context` is over the trained one;
+                None leaves positions as they are, and those that were never seen make the model lose the thread.
+
+        Raises:
+            ValueError: an unknown kind, a context below the model's, or positions that are learned one by one.
+        """
+        if context < self.config.context or self.config.position == "learned":
+            reason = "its positions are learned" if self.config.position == "learned" else "that would be shorter"
+            raise ValueError(
+                f"the context of '{self.name}' cannot go from {self.config.context} to {context}: {reason}"
+            )
+        scaling = self.config.rope_scaling
+        if kind is not None:
+            original = scaling.original_context if scaling else self.config.context
+            scaling = RopeScaling(kind, context / original, original)
+        decoder = copy(self.decoder)  # shares the weights
+        decoder.config = replace(self.config, context=context, rope_scaling=scaling)
+        return TextModel(self.name, decoder, self.tokenizer)
 
     def runner(self, slots: int = 1) -> TextRunner:
         """A fresh runner over this model, for many requests at once."""
