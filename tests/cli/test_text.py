@@ -8,7 +8,7 @@ from diptych.cli.explain_text import TextTeller, percent, quoted
 from diptych.cli.odds_table import bar, row, visible
 from diptych.cli.odds_table import percent as short_percent
 from diptych.text.model import TextModel
-from diptych.text.runner import Candidate, TextStep
+from diptych.text.record import Candidate, TextStep
 
 
 @pytest.fixture(scope="module")

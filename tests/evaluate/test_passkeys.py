@@ -26,7 +26,7 @@ class Reader(TextModel):
         return self
 
     def admit(self, request):
-        type(self).longest = max(self.longest, len(request.prompt_ids) + request.max_tokens + 1)
+        type(self).longest = max(self.longest, len(request.prompt_ids) + request.settings.max_tokens + 1)
         return SimpleNamespace(ids=request.prompt_ids, is_done=False)
 
     def advance(self, jobs):

@@ -6,7 +6,9 @@ import torch
 from diptych.core.positions import KINDS, RopeScaling
 from diptych.core.trace import Trace
 from diptych.text.decoder import Decoder
-from diptych.text.runner import TextRequest, TextRunner, Writer
+from diptych.text.runner import TextRequest, TextRunner
+from diptych.text.settings import Settings, listed
+from diptych.text.writer import Writer
 
 
 def written(model, request):
@@ -21,7 +23,7 @@ def test_a_text_comes_out_the_same_alone_and_in_company(model):
     """Five jobs that enter at different moments and leave at different moments, against each of them alone."""
     prompts = ["Once", "The cat saw a dog and said", "A", "hello hello hello", "fox"]
     requests = [
-        TextRequest(model.prompt_ids(prompt), max_tokens=8 + 3 * index, temperature=1.0, seed=index % 2, sample=index)
+        TextRequest(model.prompt_ids(prompt), Settings(max_tokens=8 + 3 * index, temperature=1.0), index % 2, index)
         for index, prompt in enumerate(prompts)
     ]
     runner = TextRunner(model.decoder, model.tokenizer)
@@ -45,7 +47,7 @@ def test_a_prompt_read_in_chunks_goes_on_as_one_read_whole(model, scaling):
     decoder.load_state_dict(model.decoder.state_dict())
     prompts = [[3 + 7 * place % 250 for place in range(length)] for length in (40, 7, 23, 16)]
     runner = TextRunner(decoder, model.tokenizer, chunk=8)
-    jobs = [runner.admit(TextRequest(prompt, num_candidates=3)) for prompt in prompts]
+    jobs = [runner.admit(TextRequest(prompt, Settings(num_candidates=3))) for prompt in prompts]
     for job, step in zip(jobs, runner.advance(jobs[:2]) + runner.advance(jobs[2:]), strict=True):
         logits = decoder(torch.tensor([job.request.prompt_ids]))[0, -1].detach()
         expected = logits.double().softmax(-1).topk(3)
@@ -140,37 +142,32 @@ def test_a_stop_text_ends_the_generation(model):
 def test_the_context_ends_a_text(model):
     context = model.config.context
     prompt = [model.tokenizer.begin] + [20] * (context - 4)
-    request = TextRequest(prompt, max_tokens=1000, temperature=0.0)
+    request = TextRequest(prompt, Settings(max_tokens=1000, temperature=0.0))
     result = written(model, request)
     assert result.finish_reason in ("length", "stop")
     assert len(result.tokens) <= 4
-    assert len(written(model, TextRequest([20] * context, temperature=0.0)).tokens) == 1
+    assert len(written(model, TextRequest(prompt[:-1], Settings(min_tokens=5))).tokens) == 5
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_work(model):
-    with pytest.raises(ValueError, match="the prompt has 65 tokens; the model's context takes at most 64"):
-        model.generate([20] * 65)
+def test_a_prompt_that_fills_the_context_is_refused_before_work(model):
+    for count in (64, 65):
+        with pytest.raises(ValueError, match=f"the prompt has {count} tokens and fills the model's context of 64"):
+            model.generate([20] * count)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"prompt_ids": []}, "the prompt is empty"),
-        ({"max_tokens": 0}, "max_tokens must be a whole number >= 1, not 0"),
-        ({"num_candidates": 5000}, "num_candidates must be a whole number >= 1 and <= 1000, not 5000"),
-        ({"temperature": float("nan")}, "temperature must be a finite number >= 0, not nan"),
-        ({"stop": ("",)}, "stop must be texts of at least one character"),
-        ({"seed": -1}, "seed must be a whole number"),
-    ],
+    ("prompt_ids", "seed", "message"), [([], 0, "the prompt is empty"), ([1], -1, "seed must be a whole number")]
 )
-def test_wrong_requests_are_named(settings, message):
+def test_wrong_requests_are_named(prompt_ids, seed, message):
     with pytest.raises(ValueError, match=message):
-        TextRequest(**({"prompt_ids": [1]} | settings))
+        TextRequest(prompt_ids, seed=seed)
 
 
 def test_unknown_token_ids_are_refused(model):
     with pytest.raises(ValueError, match="prompt token ids must be whole numbers from 0 to"):
         model.generate([5, model.tokenizer.size])
+    with pytest.raises(ValueError, match="logit_bias token ids must be whole numbers from 0 to"):
+        model.generate([5], logit_bias={model.tokenizer.size: 1})
 
 
 def test_a_cancelled_job_frees_its_place(model):
@@ -186,13 +183,34 @@ def test_a_cancelled_job_frees_its_place(model):
 
 
 def test_a_trace_holds_every_step(model, tmp_path):
-    result = model.generate("The fox", seed=9, max_tokens=12, stop="zzz").result()
+    result = model.generate("The fox", seed=9, max_tokens=12, stop="zzz", logit_bias={30: 2}).result()
     result.trace.save(tmp_path / "fox.trace")
     trace = Trace.load(tmp_path / "fox.trace")
     assert trace.arrays["tokens"].tolist() == result.tokens
     assert trace.arrays["candidate_tokens"].shape == (len(result.tokens), 8)
     assert "".join(fact["text"] for fact in trace.facts) == result.text
     assert (trace.settings["prompt"], trace.settings["seed"], trace.settings["stop"]) == ("The fox", 9, ["zzz"])
-    keys = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "num_candidates")
-    again = TextRequest(trace.settings["prompt_ids"], **{key: trace.settings[key] for key in keys})
+    chosen = {name: trace.settings[name] for name in listed()}
+    again = TextRequest(trace.settings["prompt_ids"], Settings.named(chosen), trace.settings["seed"])
     assert written(model, again).tokens == result.tokens
+
+
+def test_a_text_does_not_end_before_min_tokens(model):
+    """A bias that makes the end certain: it comes first where it is allowed, and not before."""
+    end = model.tokenizer.end
+    for min_tokens in (0, 1, 7):
+        tokens = model.generate("Once", seed=1, min_tokens=min_tokens, logit_bias={end: 1e4}).result().tokens
+        assert (len(tokens), tokens[-1]) == (min_tokens + 1, end)
+        assert end not in tokens[:-1]
+
+
+def test_log_probabilities_are_those_of_the_model(model):
+    """Whatever the controls: of the drawn token and of the most probable, against `score`."""
+    generation = model.generate("The cat", seed=2, max_tokens=9, temperature=0.3, top_k=5, num_candidates=3)
+    tokens = generation.result().tokens
+    prompt = model.prompt_ids("The cat")
+    for step in generation.steps:
+        before = [*prompt, *tokens[: step.index]]
+        for one in [step.candidates[0], step.candidates[2]]:
+            assert one.log_probability == pytest.approx(float(model.score([*before, one.token])[-1]), abs=1e-4)
+        assert step.log_probability == pytest.approx(float(model.score([*before, step.token])[-1]), abs=1e-4)

@@ -11,7 +11,7 @@ from diptych.cli import frame
 
 if TYPE_CHECKING:
     from diptych.core.generation import Generation
-    from diptych.text.runner import TextResult, TextStep
+    from diptych.text.record import TextResult, TextStep
 
 END = "<|end|>"
 SURE = 0.9  # from here on a token is told in passing

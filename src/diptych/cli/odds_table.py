@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from diptych.cli import frame
 
 if TYPE_CHECKING:
-    from diptych.text.runner import Candidate
+    from diptych.text.record import Candidate
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 BAR, TOKEN = 6, 14  # cells

@@ -77,7 +77,7 @@ def show(
 
 def _show_text(recorded: "Trace") -> None:
     from diptych.cli.odds_table import heading, row
-    from diptych.text.runner import Candidate
+    from diptych.text.record import Candidate
 
     print(heading())
     arrays = {name: array.tolist() for name, array in recorded.arrays.items()}

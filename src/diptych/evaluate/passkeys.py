@@ -9,6 +9,7 @@ from diptych.core.share import Share
 from diptych.data.passkeys import SHORTEST, hidden
 from diptych.text.model import TextModel
 from diptych.text.runner import TextRequest
+from diptych.text.settings import Settings
 
 BANDS = 5  # of depth, each with the same number of texts
 TOGETHER = 16384  # tokens of the texts that are read side by side
@@ -87,10 +88,8 @@ def _found(model: TextModel, length: int, samples: range, seed: int) -> list[boo
     for sample in samples:
         depth = (sample % BANDS + float(uniform((), seed=seed, sample=sample, step=1))) / BANDS
         one = hidden(length, depth, seed, sample, count)
-        request = TextRequest(
-            model.prompt_ids(one.prompt), max_tokens=count(one.key), temperature=0.0, num_candidates=1
-        )
-        jobs.append(runner.admit(request))
+        settings = Settings(max_tokens=count(one.key), temperature=0.0, num_candidates=1)
+        jobs.append(runner.admit(TextRequest(model.prompt_ids(one.prompt), settings)))
         keys.append(one.key)
     while writing := [job for job in jobs if not job.is_done]:
         runner.advance(writing)

@@ -17,7 +17,9 @@ from diptych.core.randomness import check_seed
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.objective import token_log_probabilities
-from diptych.text.runner import TextRequest, TextResult, TextRunner, TextStep
+from diptych.text.record import TextResult, TextStep
+from diptych.text.runner import TextRequest, TextRunner
+from diptych.text.settings import Settings
 
 
 class TextModel:
@@ -92,41 +94,20 @@ class TextModel:
         return TextRunner(self.decoder, self.tokenizer, name=self.name, slots=slots)
 
     def generate(
-        self,
-        prompt: str | list[int],
-        *,
-        max_tokens: int = 200,
-        temperature: float = 0.8,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.05,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        num_candidates: int = 8,
+        self, prompt: str | list[int], *, seed: int | None = None, **settings: Any
     ) -> Generation[TextStep, TextResult]:
-        """Write on from a prompt: iterate for steps, or call `.result()`. See `TextRequest` for the settings.
+        """Write on from a prompt: iterate for steps, or call `.result()`.
 
         Args:
             prompt: a text, or token ids that are taken as they are (with what begins a text, if it is wanted).
             seed: None draws a fresh one, which the result names.
-            stop: a text or several.
+            settings: those of `Settings`, by name: temperature, top_p, max_tokens, stop, ...
 
         Raises:
-            ValueError: for a setting out of its range, an empty prompt, or one longer than the context.
+            ValueError: for a setting that is unknown or out of its range, an empty prompt, or one longer than the
+                context.
         """
-        request = TextRequest(
-            prompt_ids=self.prompt_ids(prompt),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=check_seed(seed),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            num_candidates=num_candidates,
-        )
+        request = TextRequest(self.prompt_ids(prompt), Settings.named(settings), check_seed(seed))
         return Generation(self.runner(), request)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:

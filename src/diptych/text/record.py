@@ -1,0 +1,106 @@
+"""The record of a text: its steps with the odds of each, its result, and the trace that replays it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diptych.core.tokenizer import Tokenizer
+from diptych.core.trace import Trace
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that might have come: its `probability` under the model itself, its `odds` after the controls."""
+
+    token: int
+    text: str
+    probability: float
+    odds: float
+
+    @property
+    def log_probability(self) -> float:
+        """log of `probability`, nats."""
+        return log(self.probability)
+
+
+@dataclass(frozen=True)
+class TextStep:
+    """One token.
+
+    Args:
+        text: what it adds to the text for certain; "" while a character or a possible stop text is incomplete.
+        probability: of the token under the whole vocabulary's softmax at temperature 1.
+        drawn_probability: of the token after the controls.
+        candidates: the most probable first; the token itself comes last if it is not among them.
+        entropy: of the whole vocabulary's softmax at temperature 1, nats.
+    """
+
+    index: int
+    token: int
+    text: str
+    probability: float
+    drawn_probability: float
+    candidates: list[Candidate]
+    entropy: float
+
+    @property
+    def log_probability(self) -> float:
+        """log of `probability`, nats; those of the most probable tokens are their candidates'."""
+        return log(self.probability)
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """A finished text.
+
+    Args:
+        text: the texts of the steps, joined.
+        tokens: all that were drawn, the one that ended the text included.
+        finish_reason: "stop" (the end token or a stop text), "length" (max_tokens or the context), "cancelled".
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    seed: int
+    settings: dict[str, Any]
+    trace: Trace
+
+
+def log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else -math.inf
+
+
+def trace_of(name: str, settings: dict[str, Any], steps: list[TextStep], tokenizer: Tokenizer) -> Trace:
+    """Arrays with a row a step; candidates without the drawn token where it is not among the leading.
+
+    Args:
+        name: the model's.
+        settings: JSON values; all that is needed to write it again.
+    """
+    width = min(settings["num_candidates"], tokenizer.size)
+    shown = [step.candidates[:width] for step in steps]
+    count = len(steps)
+
+    def numbers(rows: list[Any], *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(rows, dtype=dtype).reshape(count, *shape)
+
+    arrays = {
+        "tokens": numbers([step.token for step in steps], dtype=torch.int64),
+        "probability": numbers([step.probability for step in steps]),
+        "drawn_probability": numbers([step.drawn_probability for step in steps]),
+        "entropy": numbers([step.entropy for step in steps]),
+        "candidate_tokens": numbers([[one.token for one in row] for row in shown], width, dtype=torch.int64),
+        "candidate_probability": numbers([[one.probability for one in row] for row in shown], width),
+        "candidate_odds": numbers([[one.odds for one in row] for row in shown], width),
+    }
+    facts = [
+        {"text": step.text, "piece": tokenizer.piece(step.token), "candidates": [one.text for one in row]}
+        for step, row in zip(steps, shown, strict=True)
+    ]
+    return Trace("text", name, settings, arrays, facts)
