@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None) -> "TextModel | ImageModel":
-    """A model by the name of a bundled one ("quill" writes, "brush" paints) or by its checkpoint directory.
+    """A model by the name of a bundled one ("quill" writes, "brush" paints), by its checkpoint directory, which may be
+    one of Hugging Face's, or by its id on their hub ("org/name").
 
     Args:
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest here.

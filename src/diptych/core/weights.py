@@ -21,6 +21,7 @@ from diptych.core.tokenizer import Tokenizer
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FORMAT = {"format": "pt"}  # the metadata that transformers looks for
 
 
 def save(
@@ -30,26 +31,32 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
     card: str | None = None,
+    texts: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a whole checkpoint directory at once: the old one stays until the new one is complete."""
+    """Write a whole checkpoint directory at once: the old one stays until the new one is complete.
+
+    Args:
+        card: what its README.md says.
+        texts: name -> text of further files.
+    """
     with atomic_directory(directory) as temporary:
         (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         shards = _shards(tensors, shard_bytes)
         if len(shards) == 1:
-            save_file(shards[0], temporary / WEIGHTS)
+            save_file(shards[0], temporary / WEIGHTS, FORMAT)
         else:
             names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
             for name, shard in zip(names, shards, strict=True):
-                save_file(shard, temporary / name)
+                save_file(shard, temporary / name, FORMAT)
             where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
             size = sum(tensor.nbytes for tensor in tensors.values())
             index = {"metadata": {"total_size": size}, "weight_map": where}
             (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        for name, text in (dict(texts or {}) | ({} if card is None else {"README.md": card})).items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, Tensor]]:
@@ -77,10 +84,11 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ValueError(f"'{directory}' is not a checkpoint: it has no config.json")
-    return _read_object(path)
+    return read_object(path)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises: ValueError, in one line, for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -91,7 +99,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint one at a time, each read from disk only when asked for.
+    """The tensors of a checkpoint one at a time, each mapped from its file and read only where it is used.
 
     Raises:
         ValueError: a missing, truncated or foreign file, named in one line.
@@ -114,13 +122,14 @@ def _files(directory: Path) -> list[str]:
     index = directory / INDEX
     if not index.is_file():
         return [WEIGHTS]
-    where = _read_object(index).get("weight_map")
+    where = read_object(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
         raise ValueError(f"'{index}' is not an index of weights: its weight_map must name a file for each tensor")
     return sorted(set(where.values()))
 
 
 def read_tensors(directory: str | Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, mapped from its files: memory is taken when a tensor is used."""
     return dict(iterate_tensors(directory))
 
 

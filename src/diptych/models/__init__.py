@@ -1,4 +1,4 @@
-"""The bundled models, and finding a model by name."""
+"""The bundled models, and finding a model by name: a bundled one, a directory, or an id on Hugging Face's hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,22 @@ def bundled() -> dict[str, Path]:
 
 
 def find(name: str) -> tuple[Path, dict[str, Any]]:
-    """The directory and the config of a model named by a bundled name or a path.
+    """The directory and the config of a model named by a bundled name, a path or a hub id, which is fetched.
 
     Raises:
-        ValueError: nothing of that name; the message lists the known.
+        ValueError: nothing of that name; the message lists the known, or says how a hub id comes here.
     """
     from diptych.core.files import recover_directory
     from diptych.core.spelling import unknown
     from diptych.core.weights import read_config
+    from diptych.interop.hub import fetch, is_id
 
     directory = bundled().get(name, Path(name))
     recover_directory(directory)
     if not directory.is_dir():
-        raise unknown("model", name, [*bundled(), "a checkpoint directory"])
+        if not is_id(name):
+            raise unknown("model", name, [*bundled(), "a checkpoint directory", "an id on the hub (org/name)"])
+        directory = fetch(name)
     return directory, read_config(directory)
 
 
@@ -48,4 +51,8 @@ def open_model(name: str, *, device: str | None = None, dtype: str | None = None
             f"'{name}' neither writes nor paints: it reads off a picture what is on it, and works inside "
             "`diptych evaluate MODEL --on scenes`"
         )
+    from diptych.interop.folder import is_published, open_folder
+
+    if is_published(config):
+        return open_folder(directory, device=device, dtype=dtype)
     raise ValueError(f"'{directory}' is not a model of a panel: its config.json says panel {config.get('panel')!r}")

@@ -1,0 +1,110 @@
+"""A Hugging Face directory: opened as a text model, and written from one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Engine
+from tokenizers import processors
+
+from diptych.core import weights
+from diptych.core.precision import choose
+from diptych.core.tokenizer import BESIDE, Tokenizer
+from diptych.interop import generation_config
+from diptych.interop.configs import architecture_for, architecture_of, decoder_config
+from diptych.interop.tensors import decoder_tensors, published_tensors
+from diptych.text.decoder import Decoder
+from diptych.text.model import TextModel
+
+
+def is_published(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of Hugging Face's kind, not ours."""
+    return "panel" not in config and ("architectures" in config or "model_type" in config)
+
+
+def open_folder(directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> TextModel:
+    """The text model in a Hugging Face directory.
+
+    Args:
+        dtype: "stored" is that of the weights in the files.
+
+    Raises:
+        ValueError: an architecture, a setting or a tokenizer that is not supported, and files that are missing, damaged
+            or do not fit each other; each by its name.
+    """
+    directory = Path(directory)
+    chosen_device, chosen_dtype = choose(device, None if dtype == "stored" else dtype)
+    entries = weights.read_config(directory)
+    try:
+        row, config = architecture_of(entries), decoder_config(entries)
+    except ValueError as error:
+        raise ValueError(f"'{directory}' cannot be opened: {error}") from error
+    _refuse_pickles(directory)
+    about = generation_config.read(directory)
+    tokenizer = Tokenizer.load(directory / "tokenizer.json", generation_config.ends(about, entries))
+    tensors = dict(decoder_tensors(directory, config, row))
+    decoder = Decoder(config)
+    weights.fill(decoder, tensors.items(), directory)
+    decoder = decoder.to(
+        device=chosen_device, dtype=tensors["embedding.weight"].dtype if dtype == "stored" else chosen_dtype
+    ).eval()
+    return TextModel(directory.resolve().name, decoder, tokenizer)
+
+
+def write_folder(model: TextModel, directory: str | Path) -> str:
+    """Write a directory that transformers opens, whole or not at all; the name of the architecture that it has there.
+
+    Raises:
+        ValueError: no architecture there computes what this decoder does; the message says what the nearest lacks.
+    """
+    row, config = architecture_for(model.config)
+    tensors = published_tensors(model.decoder.state_dict(), model.config, row)
+    generation = generation_config.written(model.tokenizer, {})
+    config |= {key: generation[key] for key in ("bos_token_id", "eos_token_id")}
+    config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    texts = {
+        "tokenizer.json": _rules_of_their_own(model.tokenizer),
+        BESIDE: _json(_tokenizer_config(model)),
+        generation_config.FILE: _json(generation),
+    }
+    weights.save(directory, config, tensors, texts=texts)
+    return row.name
+
+
+def _refuse_pickles(directory: Path) -> None:
+    if any((directory / name).is_file() for name in (weights.WEIGHTS, weights.INDEX)):
+        return
+    pickles = sorted(path.name for ending in ("*.bin", "*.pt", "*.pth") for path in directory.glob(ending))
+    if pickles:
+        raise ValueError(
+            f"'{directory}' has its weights only as a pickle ({pickles[0]}), which may hold code that runs when it is "
+            "opened. Get the model's safetensors files, or have transformers write them: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
+        )
+
+
+def _rules_of_their_own(tokenizer: Tokenizer) -> str:
+    """tokenizer.json that puts what begins a text before it by itself, as others expect of the file."""
+    engine = Engine.from_str(tokenizer.to_json())
+    if tokenizer.begin is not None and engine.encode("a").ids[:1] != [tokenizer.begin]:
+        begin = tokenizer.piece(tokenizer.begin)
+        engine.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.begin)]
+        )
+    return engine.to_str(pretty=True)
+
+
+def _tokenizer_config(model: TextModel) -> dict[str, Any]:
+    tokenizer = model.tokenizer
+    names = {"bos_token": tokenizer.begin, "eos_token": tokenizer.end}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.context,
+        "clean_up_tokenization_spaces": False,
+        **{name: tokenizer.piece(id) for name, id in names.items() if id is not None},
+    }
+
+
+def _json(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, ensure_ascii=False, indent=2) + "\n"
