@@ -5,13 +5,18 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from diptych.core.generation import Generation
+from diptych.core.generation import Generation, next_to_move
 
 
 @dataclass
 class Countdown:
     left: int
     made: list[int] = field(default_factory=list)
+    known: int = 0  # of the steps that are left
+
+    @property
+    def is_ahead(self) -> bool:
+        return self.known > 0
 
     @property
     def is_done(self) -> bool:
@@ -117,3 +122,10 @@ def test_stopping_ends_all_of_several():
     assert generation.stop() == [1]
     assert generation.results() == [[1], [2]]
     assert list(generation) == [1, 2]
+
+
+def test_jobs_whose_steps_are_known_do_not_wait_for_the_others():
+    jobs = [Countdown(5), Countdown(5, known=2), Countdown(0, known=1)]
+    assert next_to_move(jobs) == [jobs[1]]
+    jobs[1].known = 0
+    assert next_to_move(jobs) == jobs[:2]

@@ -37,9 +37,9 @@ def test_a_document_is_read_the_same_alone_and_behind_another(decoder, config):
 
 def test_only_wanted_places_give_the_same_logits(decoder, config):
     tokens = torch.randint(config.vocab_size, (3, 6))
-    places = torch.tensor([5, 0, 3])
+    places = torch.tensor([[5, 4], [0, 0], [2, 3]])
     chosen = decoder(tokens, places=places)
-    torch.testing.assert_close(chosen[:, 0], decoder(tokens)[torch.arange(3), places], rtol=0, atol=1e-5)
+    torch.testing.assert_close(chosen, decoder(tokens)[torch.arange(3)[:, None], places], rtol=0, atol=1e-5)
 
 
 def test_the_first_loss_is_that_of_a_guess():

@@ -52,3 +52,37 @@ def test_a_seed_is_named_when_none_is_given(model):
     result = model.generate("Once", max_tokens=5).result()
     again = model.generate("Once", max_tokens=5, seed=result.seed).result()
     assert again.tokens == result.tokens
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1.0}, {"temperature": 0.9, "repetition_penalty": 1.3, "stop": "e"}]
+)
+def test_each_of_several_texts_is_the_one_that_it_is_alone(model, settings):
+    """With the same seed and sample; they end at different steps."""
+    generation = model.generate("The cat", n=5, seed=8, max_tokens=40, **settings)
+    results = generation.results()
+    assert len({result.text for result in results}) > 1
+    for sample, result in enumerate(results):
+        alone = model.generate("The cat", first_sample=sample, seed=8, max_tokens=40, **settings).result()
+        assert (result.tokens, result.text, result.finish_reason) == (alone.tokens, alone.text, alone.finish_reason)
+        assert result.settings["sample"] == sample
+        own = [step for step in generation.steps if step.sample == sample]
+        assert [step.index for step in own] == list(range(len(result.tokens)))
+        assert "".join(step.text for step in own) == result.text
+    assert generation.result() is results[0]
+
+
+def test_several_texts_read_their_prompt_once(model):
+    shapes, decoder = [], model.decoder
+    watch = decoder.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
+    try:
+        model.generate("The cat saw a dog", n=4, seed=1, max_tokens=2, temperature=0.5).results()
+    finally:
+        watch.remove()
+    assert shapes == [(1, len(model.prompt_ids("The cat saw a dog"))), (4, 1)]
+
+
+@pytest.mark.parametrize("n", [0, -1, 257, 2.0, True])
+def test_an_impossible_number_of_texts_is_named(model, n):
+    with pytest.raises(ValueError, match=f"n must be a whole number from 1 to 256, not {n}"):
+        model.generate("Once", n=n)

@@ -13,6 +13,11 @@ class Job(Protocol):
 
     is_done: bool
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next step is known already, so that it needs no call of the network."""
+        ...
+
 
 JobT = TypeVar("JobT", bound=Job)
 RequestT = TypeVar("RequestT", contravariant=True)
@@ -30,12 +35,19 @@ class Runner(Protocol[RequestT, JobT, StepT, ResultT]):
         ...
 
     def advance(self, jobs: Sequence[JobT]) -> list[StepT]:
-        """One network call: every job moves by one step, whatever step each is at. Steps in the order of the jobs."""
+        """One network call at most: every job moves by one step, whatever step each is at. Steps in the order of the
+        jobs. Who has many jobs moves those that are ahead by themselves: they need not wait for the others."""
         ...
 
     def finish(self, job: JobT) -> ResultT:
         """The result of a job, done or stopped early; what the job held is released."""
         ...
+
+
+def next_to_move(jobs: Sequence[JobT]) -> list[JobT]:
+    """The jobs to advance together: those whose steps are known, while there are any; else all that are not done."""
+    going = [job for job in jobs if not job.is_done]
+    return [job for job in going if job.is_ahead] or going
 
 
 class Generation(Generic[OwnStepT, OwnResultT]):
@@ -50,7 +62,7 @@ class Generation(Generic[OwnStepT, OwnResultT]):
         self.steps: list[OwnStepT] = []
         jobs = [runner.admit(request) for request in requests]
         self._jobs: Sequence[Job] = jobs
-        self._advance: Callable[[], list[OwnStepT]] = lambda: runner.advance([job for job in jobs if not job.is_done])
+        self._advance: Callable[[], list[OwnStepT]] = lambda: runner.advance(next_to_move(jobs))
         self._finish: Callable[[], list[OwnResultT]] = lambda: [runner.finish(job) for job in jobs]
         self._results: list[OwnResultT] | None = None
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -156,6 +156,7 @@ class ImageJob:
     visits: list[Visit] = field(default_factory=list)
     steps: list[ImageStep] = field(default_factory=list)
     is_done: bool = False
+    is_ahead: ClassVar[bool] = False  # every step is a call
 
     @property
     def here(self) -> Node:

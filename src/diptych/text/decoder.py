@@ -248,11 +248,11 @@ class Decoder(nn.Module):
             mask: bool (B, 1, T, S), True where a token may look.
             is_causal: each token sees itself and those before it; a mask that comes with it must say so, too.
             cache: gets the new keys and values and gives back all S of them; needs positions and mask.
-            places: (B,), int64: only the logits at this place of each row are wanted.
+            places: (B, P), int64: only the logits at these places of each row are wanted.
             targets: (B, T), int64, -100 where there is none.
 
         Returns:
-            (B, T, vocab_size), float32; (B, 1, vocab_size) with places; with targets, the sum of -log p(target) in
+            (B, T, vocab_size), float32; (B, P, vocab_size) with places; with targets, the sum of -log p(target) in
             nats, for which the logits are not kept.
         """
         if positions is None:
@@ -270,7 +270,7 @@ class Decoder(nn.Module):
             seen = masks[config.windows[index] if config.windows else 0]
             x = block(x, turn, seen, is_causal, None if cache is None else cache.store(index))
         if places is not None:
-            x = x[torch.arange(len(x), device=x.device), places][:, None]
+            x = x[torch.arange(len(x), device=x.device)[:, None], places]
         head = self.embedding.weight if self.head is None else self.head.weight
         logits = F.linear(self.norm(x), head)
         if config.logit_softcap:

@@ -20,6 +20,9 @@ from diptych.text.objective import token_log_probabilities
 from diptych.text.record import TextResult, TextStep
 from diptych.text.runner import TextRequest, TextRunner
 from diptych.text.settings import Settings
+from diptych.text.speculation import drafter_of
+
+MAX_SAMPLES = 256
 
 
 class TextModel:
@@ -89,26 +92,49 @@ class TextModel:
         decoder.config = replace(self.config, context=context, rope_scaling=scaling)
         return TextModel(self.name, decoder, self.tokenizer)
 
-    def runner(self, slots: int = 1) -> TextRunner:
-        """A fresh runner over this model, for many requests at once."""
-        return TextRunner(self.decoder, self.tokenizer, name=self.name, slots=slots)
+    def runner(self, slots: int = 1, *, speculate: "str | TextModel | None" = None) -> TextRunner:
+        """A fresh runner over this model, for many requests at once.
+
+        Args:
+            speculate: what guesses ahead for the requests that have `draft_tokens`: "ngram" looks up what followed the
+                text's last tokens before, a text model with the same tokenizer writes ahead.
+        """
+        drafter = None if speculate is None else drafter_of(speculate, self.tokenizer)
+        return TextRunner(self.decoder, self.tokenizer, name=self.name, slots=slots, drafter=drafter)
 
     def generate(
-        self, prompt: str | list[int], *, seed: int | None = None, **settings: Any
+        self,
+        prompt: str | list[int],
+        *,
+        seed: int | None = None,
+        n: int = 1,
+        first_sample: int = 0,
+        speculate: "str | TextModel | None" = None,
+        draft_tokens: int = 4,
+        **settings: Any,
     ) -> Generation[TextStep, TextResult]:
         """Write on from a prompt: iterate for steps, or call `.result()`.
 
         Args:
             prompt: a text, or token ids that are taken as they are (with what begins a text, if it is wanted).
             seed: None draws a fresh one, which the result names.
+            n: how many texts. The prompt is read once; text i draws from (seed, first_sample + i) and so is the one
+                that it is alone. A step says whose it is (`sample`), `.results()` are all of them.
+            speculate: "ngram" or a smaller model guesses tokens ahead; it changes the speed, not the text (see
+                `text.speculation`).
+            draft_tokens: how many at a time.
             settings: those of `Settings`, by name: temperature, top_p, max_tokens, stop, ...
 
         Raises:
             ValueError: for a setting that is unknown or out of its range, an empty prompt, or one longer than the
                 context.
         """
-        request = TextRequest(self.prompt_ids(prompt), Settings.named(settings), check_seed(seed))
-        return Generation(self.runner(), request)
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_SAMPLES:
+            raise ValueError(f"n must be a whole number from 1 to {MAX_SAMPLES}, not {n!r}")
+        ahead = 0 if speculate is None else draft_tokens
+        ids, chosen, seed = self.prompt_ids(prompt), Settings.named(settings), check_seed(seed)
+        requests = [TextRequest(ids, chosen, seed, first_sample + place, ahead) for place in range(n)]
+        return Generation(self.runner(slots=n, speculate=speculate), *requests)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt; a text begins with the tokenizer's begin, where it has one.

@@ -38,6 +38,7 @@ class TextStep:
         drawn_probability: of the token after the controls.
         candidates: the most probable first; the token itself comes last if it is not among them.
         entropy: of the whole vocabulary's softmax at temperature 1, nats.
+        sample: which of several texts it belongs to.
     """
 
     index: int
@@ -47,11 +48,38 @@ class TextStep:
     drawn_probability: float
     candidates: list[Candidate]
     entropy: float
+    sample: int = 0
 
     @property
     def log_probability(self) -> float:
         """log of `probability`, nats; those of the most probable tokens are their candidates'."""
         return log(self.probability)
+
+
+@dataclass(frozen=True)
+class Speculated:
+    """What speculation did for a text.
+
+    Args:
+        drafter: "ngram", or the name of the draft model.
+        drafted, accepted: tokens that were proposed, and those of them that came.
+        calls: of the network, the one that read the prompt included.
+        tokens: of the text.
+    """
+
+    drafter: str
+    drafted: int
+    accepted: int
+    calls: int
+    tokens: int
+
+    @property
+    def acceptance_rate(self) -> float:
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_call(self) -> float:
+        return self.tokens / self.calls if self.calls else 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,7 @@ class TextResult:
         text: the texts of the steps, joined.
         tokens: all that were drawn, the one that ended the text included.
         finish_reason: "stop" (the end token or a stop text), "length" (max_tokens or the context), "cancelled".
+        speculation: what drafting did for it; None without.
     """
 
     text: str
@@ -70,6 +99,7 @@ class TextResult:
     seed: int
     settings: dict[str, Any]
     trace: Trace
+    speculation: Speculated | None = None
 
 
 def log(probability: float) -> float:

@@ -1,8 +1,9 @@
-"""The text runner: any number of texts written side by side, one token each with every call of the network.
+"""The text runner: any number of texts written side by side, one token each at a time.
 
-A job is a text in progress. Its first step reads the whole prompt, the later ones a token each; rows of one call are
-padded to the longest. What a job draws depends on its own seed and step alone, so a text comes out the same alone or in
-company.
+A job is a text in progress. With its first step the network reads the whole prompt, with the later ones the token that
+was drawn last. Drafted tokens may be read along with that one (see `speculation`): then the logits for the steps that
+follow are there already. What a job draws depends on its own seed and step alone, so a text comes out the same alone or
+in company.
 """
 
 import math
@@ -10,21 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from diptych.core.attention import Attention
 from diptych.core.randomness import check_seed, uniform
 from diptych.core.tokenizer import Tokenizer
-from diptych.text.cache import KeyValueCache
 from diptych.text.decoder import Decoder
 from diptych.text.odds import Ids, Numbers, Odds, leading, log_total_and_entropy, odds, row
-from diptych.text.record import Candidate, FinishReason, TextResult, TextStep, trace_of
+from diptych.text.reader import CHUNK, Part, Reader
+from diptych.text.record import Candidate, FinishReason, Speculated, TextResult, TextStep, trace_of
 from diptych.text.settings import Settings
+from diptych.text.speculation import Drafter, Unfinished
 from diptych.text.writer import Writer
 
-FIRST_LENGTH = 128  # tokens of a slot before the cache grows
-CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
+MAX_DRAFT_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,27 @@ class TextRequest:
         prompt_ids: what to go on from, special tokens included.
         settings: how.
         seed, sample: of the draws: the same two, the same text.
+        draft_tokens: the most tokens that the runner's drafter guesses ahead; 0 is none. They change no text.
     """
 
     prompt_ids: list[int]
     settings: Settings = Settings()  # noqa: RUF009 - frozen
     seed: int = 0
     sample: int = 0
+    draft_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError("the prompt is empty: give at least one word to go on from")
         check_seed(self.seed)
+        for name, most in (("sample", 2**32), ("draft_tokens", MAX_DRAFT_TOKENS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+                raise ValueError(f"{name} must be a whole number from 0 to {most}, not {value!r}")
+
+    def u(self, step: int) -> float:
+        """The number in [0, 1) that decides a step."""
+        return float(uniform((), seed=self.seed, sample=self.sample, step=step))
 
 
 @dataclass
@@ -56,13 +65,22 @@ class TextJob:
     slot: int
     limit: int  # tokens that may be drawn
     writer: Writer
-    unread: list[int]  # tokens that the network reads with the next step
+    unread: list[int]  # tokens that the network reads with its next call
     prompt: frozenset[int]  # its tokens, each once
     tokens: list[int] = field(default_factory=list)  # drawn so far
+    ahead: list[Tensor] = field(default_factory=list)  # logits (V,) of the next steps, as far as they are known
+    drafted: list[int] = field(default_factory=list)  # tokens read ahead of the text; `ahead` follows from them
     steps: list[TextStep] = field(default_factory=list)
     is_done: bool = False
     finish_reason: FinishReason = "cancelled"
     is_released: bool = False
+    calls: int = 0  # of the network
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    @property
+    def is_ahead(self) -> bool:
+        return bool(self.ahead)
 
 
 class TextRunner:
@@ -72,72 +90,75 @@ class TextRunner:
         name: the model's, for traces.
         slots: texts to make room for at first.
         chunk: the most tokens of a prompt that one call of the network reads.
+        drafter: guesses ahead for the requests that have `draft_tokens`.
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", slots: int = 1, chunk: int = CHUNK
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "",
+        slots: int = 1,
+        chunk: int = CHUNK,
+        drafter: Drafter | None = None,
     ) -> None:
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise ValueError(f"chunk must be a whole number of tokens >= 1, not {chunk!r}")
-        self.decoder, self.tokenizer, self.name, self.chunk = decoder, tokenizer, name, chunk
-        weight = decoder.embedding.weight
-        self._device = weight.device
-        heads = next(module for module in decoder.modules() if isinstance(module, Attention)).num_kv_heads
-        self._cache = KeyValueCache(
-            decoder.config, slots, FIRST_LENGTH, weight.device, weight.dtype, num_kv_heads=heads
-        )
+        self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
+        self._reader, self._drafter = Reader(decoder, slots, chunk), drafter
 
     def admit(self, request: TextRequest) -> TextJob:
-        """Raises: ValueError for a prompt that does not fit the context, or tokens that the model does not know."""
+        """Raises: ValueError for a prompt that does not fit the context, tokens that the model does not know, or
+        draft_tokens where nothing drafts."""
         context, count, settings = self.decoder.config.context, len(request.prompt_ids), request.settings
         if count >= context:
             raise ValueError(f"the prompt has {count} tokens and fills the model's context of {context}")
         self._check_tokens("prompt token ids", request.prompt_ids)
         self._check_tokens("logit_bias token ids", settings.logit_bias)
+        if request.draft_tokens and self._drafter is None:
+            raise ValueError(
+                f"draft_tokens must be 0, not {request.draft_tokens}: this runner has nothing to draft with"
+            )
         limit = min(settings.max_tokens, context - count + 1)  # the last token drawn is never read
-        prompt = list(request.prompt_ids)
-        return TextJob(request, self._cache.reserve(count), limit, Writer(settings.stop), prompt, frozenset(prompt))
+        prompt, slot = list(request.prompt_ids), self._reader.cache.reserve(count)
+        return TextJob(request, slot, limit, Writer(settings.stop), prompt, frozenset(prompt))
 
-    @torch.inference_mode()
     def advance(self, jobs: Sequence[TextJob]) -> list[TextStep]:
-        """Each job gets one more token: one call of the network, and before it one for each chunk of a long prompt but
-        its last. Steps in the order of the jobs."""
-        if not jobs:
-            return []
+        """Each job gets one more token, by one call of the network for those that are not ahead (and more for prompts
+        that are long, or of very different lengths). Steps in the order of the jobs."""
         if any(job.is_done or job.is_released for job in jobs):
             raise ValueError("a job that is done cannot be advanced")
-        was_training = self.decoder.training
-        if was_training:
-            self.decoder.eval()
-        while behind := [job for job in jobs if len(job.unread) > self.chunk]:
-            self._read(behind)
-        logits = self._read(jobs).cpu()
-        if was_training:
-            self.decoder.train()
-        return [self._step(job, row) for job, row in zip(jobs, logits, strict=True)]
+        if reading := [job for job in jobs if not job.is_ahead]:
+            self._read(reading)
+        return [self._step(job) for job in jobs]
 
-    def _read(self, jobs: Sequence[TextJob]) -> Tensor:
-        """One call of the network on the next chunk of each job; logits after its last token, (B, V)."""
-        new = [job.unread[: self.chunk] for job in jobs]
-        counts = [len(row) for row in new]
-        width = max(counts)
-        cache = self._cache.append([job.slot for job in jobs], counts, width)
-        logits: Tensor = self.decoder(
-            torch.tensor([row + [0] * (width - len(row)) for row in new], device=self._device),
-            positions=cache.positions,
-            mask=cache.mask,
-            cache=cache,
-            places=torch.tensor(counts, device=self._device) - 1,
-        )[:, 0, : self.tokenizer.size]
+    def _read(self, jobs: Sequence[TextJob]) -> None:
+        """Get each job the logits of its next step, and of those that follow as far as its draft goes."""
+        if self._drafter is not None:
+            self._draft(jobs, self._drafter)
+        parts = [Part(job.slot, job.unread + job.drafted, wanted=1 + len(job.drafted)) for job in jobs]
+        for job, logits in zip(jobs, self._reader.read(parts), strict=True):
+            job.ahead = list(logits[:, : self.tokenizer.size])
+            job.calls += 1
+
+    def _draft(self, jobs: Sequence[TextJob], drafter: Drafter) -> None:
+        """A job that has begun gets guesses at its next tokens, as far as it has a use for them."""
+        texts = [
+            Unfinished(job.slot, job.request, [*job.request.prompt_ids, *job.tokens], count)
+            for job in jobs
+            if job.tokens and (count := min(job.request.draft_tokens, job.limit - len(job.tokens) - 1))
+        ]
+        by_slot = {text.slot: drafted for text, drafted in zip(texts, drafter.draft(texts), strict=True)}
         for job in jobs:
-            job.unread = job.unread[self.chunk :]
-        return logits
+            job.drafted = by_slot.get(job.slot, [])
+            job.num_drafted += len(job.drafted)
 
     def finish(self, job: TextJob) -> TextResult:
         """The result of a job, done or cancelled; its place in the cache is free again."""
         if not job.is_released:
             job.is_released = True
-            self._cache.release(job.slot)
+            self._reader.cache.release(job.slot)
+            if self._drafter:
+                self._drafter.forget(job.slot)
         request = job.request
         settings = request.settings.to_dict() | {
             "prompt": self.tokenizer.decode(request.prompt_ids),
@@ -147,14 +168,18 @@ class TextRunner:
         }
         text = "".join(step.text for step in job.steps)
         trace = trace_of(self.name, settings | {"finish_reason": job.finish_reason}, job.steps, self.tokenizer)
-        return TextResult(text, job.tokens, job.finish_reason, request.seed, settings, trace)
+        return TextResult(text, job.tokens, job.finish_reason, request.seed, settings, trace, self._speculated(job))
 
-    def _step(self, job: TextJob, logits: Tensor) -> TextStep:
-        """Draw the next token of a job from its logits (V,)."""
-        request, scores = job.request, row(logits)
+    def _speculated(self, job: TextJob) -> Speculated | None:
+        if self._drafter is None or not job.request.draft_tokens:
+            return None
+        return Speculated(self._drafter.name, job.num_drafted, job.num_accepted, job.calls, len(job.tokens))
+
+    def _step(self, job: TextJob) -> TextStep:
+        """Draw the next token of a job from the logits that are there for it."""
+        request, scores = job.request, row(job.ahead.pop(0))
         chances = odds(scores, request.settings, job.prompt, job.tokens, self._forbidden(job))
-        u = float(uniform((), seed=request.seed, sample=request.sample, step=len(job.steps)))
-        return self._take(job, chances.draw(u), scores, chances)
+        return self._take(job, chances.draw(request.u(len(job.steps))), scores, chances)
 
     def _forbidden(self, job: TextJob) -> Ids | None:
         """Tokens that the text cannot go on with."""
@@ -171,7 +196,7 @@ class TextRunner:
         job.is_done = is_last or job.writer.has_stopped
         if job.is_done:
             job.finish_reason = "stop" if is_end or job.writer.has_stopped else "length"
-        job.unread = [token]
+        self._go_on(job, token)
         job.tokens.append(token)
 
         log_total, entropy = log_total_and_entropy(scores)
@@ -183,9 +208,19 @@ class TextRunner:
             for id in shown
         ]
         drawn = candidates[shown.index(token)]
-        step = TextStep(index, token, text, drawn.probability, drawn.odds, candidates, entropy)
+        step = TextStep(index, token, text, drawn.probability, drawn.odds, candidates, entropy, job.request.sample)
         job.steps.append(step)
         return step
+
+    def _go_on(self, job: TextJob, token: int) -> None:
+        """After a draw: what was read ahead holds if it was read after this token, and is taken back if not."""
+        if job.drafted and job.drafted[0] == token:
+            job.drafted.pop(0)
+            job.num_accepted += 1
+            return
+        if job.drafted:
+            self._reader.cache.truncate(job.slot, len(job.request.prompt_ids) + len(job.tokens))
+        job.ahead, job.drafted, job.unread = [], [], [token]
 
     def _check_tokens(self, what: str, tokens: Iterable[int]) -> None:
         for token in tokens:

@@ -1,0 +1,115 @@
+"""Reading: the one place where tokens go into the decoder and logits come out, with the cache between.
+
+A part is what one sequence reads next: its prompt, the token that was drawn last, or that one and tokens drafted after
+it. Parts of different lengths share a call as rows padded at their end; those that would be mostly padding get a call
+of their own, and a long prompt is read in chunks. Sequences that begin with the same tokens read them once, and each
+goes on from its own copy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diptych.core.attention import Attention
+from diptych.text.cache import KeyValueCache
+from diptych.text.decoder import Decoder
+
+FIRST_LENGTH = 128  # tokens of a slot before the cache grows
+CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
+SHORT = 16  # tokens up to which padding costs little: reading the weights takes longer than using them
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a sequence reads next.
+
+    Args:
+        slot: of the sequence in the cache.
+        tokens: at least one.
+        wanted: how many of the last of them to give logits for.
+    """
+
+    slot: int
+    tokens: list[int]
+    wanted: int = 1
+
+
+class Reader:
+    """A decoder with the cache of what it has read.
+
+    Args:
+        slots: sequences to make room for at first.
+        chunk: the most tokens of a prompt that one call of the network reads.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int = 1, chunk: int = CHUNK) -> None:
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+            raise ValueError(f"chunk must be a whole number of tokens >= 1, not {chunk!r}")
+        self.decoder, self.chunk = decoder, chunk
+        weight = decoder.embedding.weight
+        heads = next(module for module in decoder.modules() if isinstance(module, Attention)).num_kv_heads
+        self.cache = KeyValueCache(decoder.config, slots, FIRST_LENGTH, weight.device, weight.dtype, num_kv_heads=heads)
+
+    @torch.inference_mode()
+    def read(self, parts: Sequence[Part]) -> list[Tensor]:
+        """The logits for what follows each of the last `wanted` tokens of each part: (wanted, V), float32, on the CPU.
+
+        Raises: ValueError for a sequence that outgrows the context.
+        """
+        beginnings: dict[tuple[int, ...], int] = {}  # the first of the parts that begin with the same tokens
+        first = [
+            index if self.cache.lengths[part.slot] else beginnings.setdefault((part.wanted, *part.tokens), index)
+            for index, part in enumerate(parts)
+        ]
+        was_training = self.decoder.training
+        if was_training:
+            self.decoder.eval()
+        logits: dict[int, Tensor] = {}
+        for group in together({index: len(parts[index].tokens) for index in first}):
+            logits |= zip(group, self._read([parts[index] for index in group]), strict=True)
+        if was_training:
+            self.decoder.train()
+        for index, part in enumerate(parts):
+            if index != first[index]:
+                self.cache.fork(parts[first[index]].slot, part.slot)
+        return [logits[index] for index in first]
+
+    def _read(self, parts: Sequence[Part]) -> list[Tensor]:
+        """All but the last chunk of the parts that have several, then one call for all."""
+        while behind := [part for part in parts if len(part.tokens) > max(self.chunk, part.wanted)]:
+            counts = [min(self.chunk, len(part.tokens) - part.wanted) for part in behind]
+            self._call([Part(part.slot, part.tokens[:count]) for part, count in zip(behind, counts, strict=True)])
+            rest = {part.slot: part.tokens[count:] for part, count in zip(behind, counts, strict=True)}
+            parts = [Part(part.slot, rest.get(part.slot, part.tokens), part.wanted) for part in parts]
+        logits = self._call(parts).cpu()
+        return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
+
+    def _call(self, parts: Sequence[Part]) -> Tensor:
+        """One call of the network: logits (B, P, V) after the last P tokens of each row, P the most that one wants."""
+        counts, most = [len(part.tokens) for part in parts], max(part.wanted for part in parts)
+        width, device = max(counts), self.decoder.embedding.weight.device
+        rows = [part.tokens + [0] * (width - count) for part, count in zip(parts, counts, strict=True)]
+        places = [[max(0, count - most + place) for place in range(most)] for count in counts]
+        cache = self.cache.append([part.slot for part in parts], counts, width)
+        logits: Tensor = self.decoder(
+            torch.tensor(rows, device=device),
+            positions=cache.positions,
+            mask=cache.mask,
+            cache=cache,
+            places=torch.tensor(places, device=device),
+        )
+        return logits
+
+
+def together(counts: dict[int, int]) -> list[list[int]]:
+    """Divide parts, by their numbers of tokens, into calls: none is padded to more than twice its length, or SHORT."""
+    groups: list[list[int]] = []
+    width = 0
+    for index in sorted(counts, key=lambda index: -counts[index]):
+        if not groups or width > max(SHORT, 2 * counts[index]):
+            groups.append([])
+            width = counts[index]
+        groups[-1].append(index)
+    return [sorted(group) for group in groups]
