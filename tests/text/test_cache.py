@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from diptych.text.cache import KeyValueCache
+from diptych.text.decoder import Decoder
 
 
 def read(decoder, cache, slots, rows):
@@ -47,6 +50,26 @@ def test_a_token_is_turned_for_its_prompt_and_place_however_the_text_is_read(con
         for row, prompt in enumerate((20, 3)):
             places = call.positions[row, : counts[row]].tolist()
             assert call.lengths[row, : counts[row]].tolist() == [max(prompt, place + 1) for place in places]
+
+
+@torch.no_grad()
+def test_a_long_text_reads_on_equally_in_any_company(config):
+    """Past the steps that the cache grows by; beside a short text, whose row reads what lies past its own end; alone in
+    a cache that has become much too large for it; in slots that are not a row."""
+    torch.manual_seed(5)
+    wide = replace(config, context=1200)
+    decoder = Decoder(wide).eval()
+    texts = [torch.randint(wide.vocab_size, (length,)).tolist() for length in (700, 3, 40)]
+    cache = KeyValueCache(wide, slots=3, length=8, device="cpu", dtype=torch.float32)
+    slots = [cache.reserve() for _ in texts]
+    for slot, text in zip(slots, texts, strict=True):
+        read(decoder, cache, [slot], [text])
+    for token, which in enumerate(([0, 1], [2, 0], [1], [0, 1, 2], [2])):
+        for index in which:
+            texts[index].append(token)
+        found = read(decoder, cache, [slots[index] for index in which], [[token]] * len(which))
+        for index, logits in zip(which, found, strict=True):
+            torch.testing.assert_close(logits, decoder(torch.tensor([texts[index]]))[0, -1:], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core import blocked
+from diptych.core.few_queries import attend_few
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
 from diptych.core.precision import at_least_float32
@@ -78,7 +79,7 @@ class Attention(nn.Module):
             x: (B, T, width).
             context: (B, S, context_width).
             rotary: cos and sin from `positions.rotary`, for queries and keys alike (self-attention).
-            mask: bool, broadcast to (B, 1, T, S); True may be looked at.
+            mask: bool, broadcast to (B, 1, T, S); True may be looked at. Of a few queries over a cache it is additive.
             is_causal: no query looks at later keys; a mask that comes with it must say so, too.
             store: takes this call's keys and values (B, num_kv_heads, T, head_dim), returns all that may be looked at.
 
@@ -95,7 +96,9 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if store is not None:
             k, v = store(k, v)
-        if self.softcap:
+        if mask is not None and mask.is_floating_point():
+            seen = attend_few(q, k, v, mask, self.softcap)
+        elif self.softcap:
             seen = capped_attention(q, k, v, mask, is_causal, self.softcap)
         elif blocked.suits(q, k, v, mask, is_causal):
             seen = blocked.blocked_attention(q, k, v, mask, is_causal)

@@ -21,10 +21,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if is_ours(x) and not torch.compiler.is_compiling():  # compiled, it is one kernel anyway
+            if not torch.is_grad_enabled():
+                return _normed(x, self.weight, self.eps)[0]
             normed: Tensor = _Normed.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return normed
         wide = at_least_float32(x)
         return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x normalised, and 1 / rms of each row in float32."""
+    wide = x.float()
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return wide.mul_(inverse).mul_(weight).to(x.dtype), inverse
 
 
 class _Normed(torch.autograd.Function):
@@ -33,11 +43,9 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, inverse = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return wide.mul_(inverse).mul_(weight).to(x.dtype)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

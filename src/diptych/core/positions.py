@@ -127,7 +127,7 @@ def rotary(
             implementations.
 
     Returns:
-        (cos, sin), each (B, 1, T, head_dim / 2), float32.
+        (cos, sin), each (B, 1, T, head_dim), float32: of every component, the sine with the sign that it comes in with.
     """
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     if scaling is None:
@@ -139,7 +139,7 @@ def rotary(
     cos, sin = angles.cos(), angles.sin()
     if scaling is not None and scaling.sharpness != 1:
         cos, sin = cos * scaling.sharpness, sin * scaling.sharpness
-    return cos, sin
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def scaled_frequencies(exponent: Tensor, head_dim: int, theta: float, scaling: RopeScaling, lengths: Tensor) -> Tensor:
@@ -205,7 +205,10 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The angles are taken to the dtype of x, as other implementations do.
     """
-    turned: Tensor = _Turn.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-untyped-call]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if not torch.is_grad_enabled():
+        return _turned(x, cos, sin)
+    turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
     return turned
 
 
@@ -215,16 +218,14 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        return _turned(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradient, cos, sin, -1), None, None
+        return _turned(gradient, cos, -sin), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     # Whole rows at a time: operations on halves of rows are slow on a CPU.
-    first, second = x.chunk(2, dim=-1)
-    crossed = torch.cat((second, first), dim=-1).mul_(torch.cat((-direction * sin, direction * sin), dim=-1))
-    return crossed.addcmul_(x, torch.cat((cos, cos), dim=-1))
+    return x.roll(x.shape[-1] // 2, dims=-1).mul_(sin).addcmul_(x, cos)

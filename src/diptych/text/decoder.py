@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.core.attention import Attention, Store, within_window
 from diptych.core.dropout import Dropout
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
+from diptych.core.few_queries import FEW, additive
 from diptych.core.likelihood import negative_log_likelihood
 from diptych.core.norms import NORMS
 from diptych.core.positions import RopeScaling, rotary
@@ -247,7 +248,8 @@ class Decoder(nn.Module):
             positions: (B, T), place of each token in its document; 0, 1, 2, ... when None.
             mask: bool (B, 1, T, S), True where a token may look.
             is_causal: each token sees itself and those before it; a mask that comes with it must say so, too.
-            cache: gets the new keys and values and gives back all S of them; needs positions and mask.
+            cache: gets the new keys and values and gives back all S of them; needs positions and, unless nothing was
+                read before, mask.
             places: (B, P), int64: only the logits at these places of each row are wanted.
             targets: (B, T), int64, -100 where there is none.
 
@@ -265,7 +267,11 @@ class Decoder(nn.Module):
             lengths = None if cache is None else cache.lengths
             turn = rotary(positions, config.head_dim, config.rope_theta, config.rope_scaling, lengths=lengths)
         x = self.dropout(in_autocast(embedded))  # (B, T, C)
+        if turn is not None:
+            turn = turn[0].to(x.dtype), turn[1].to(x.dtype)
         masks = self._masks(mask, positions, cache)
+        if cache is not None and tokens.shape[1] <= FEW:
+            masks = {window: seen if seen is None else additive(seen, x.dtype) for window, seen in masks.items()}
         for index, block in enumerate(self.blocks):
             seen = masks[config.windows[index] if config.windows else 0]
             x = block(x, turn, seen, is_causal, None if cache is None else cache.store(index))
