@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -57,6 +58,37 @@ def test_out_keeps_the_story(write, folder, result):
     assert run.err == f"story.txt: {len(result.tokens)} tokens after the prompt, seed 5\n"
 
 
+def test_several_texts_stand_below_each_other(write, result, tiny_quill):
+    """The first is the one that comes alone; each can be kept in a file of its own."""
+    run = write("--seed", 5, "--max-tokens", 20, "-n", 3, "--out", "story.txt")
+    model = TextModel.load(tiny_quill, device="cpu", dtype="float32")
+    texts = [one.text for one in model.generate("Once upon", seed=5, max_tokens=20, n=3).results()]
+    assert texts[0] == result.text
+    assert run.out == "\n".join(f"[{place} of 3]\nOnce upon{text}\n" for place, text in enumerate(texts, 1))
+    assert [line.split(":")[0] for line in run.err.splitlines()] == ["story-1.txt", "story-2.txt", "story-3.txt"]
+
+
+def test_json_tells_whose_a_step_is(write):
+    lines = [json.loads(line) for line in write("--seed", 5, "--max-tokens", 6, "--json", "--n", 2).out.splitlines()]
+    results = [line for line in lines if line["type"] == "result"]
+    for sample, last in enumerate(results):
+        assert last["settings"]["sample"] == sample
+        own = [line["token"] for line in lines if line["type"] == "step" and line["sample"] == sample]
+        assert own == last["tokens"]
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "model"])
+def test_speculation_changes_no_text_and_says_what_it_did(write, result, tiny_quill, drafter):
+    words = ["--seed", 5, "--max-tokens", 20, "--speculate", "ngram" if drafter == "ngram" else tiny_quill]
+    run = write(*words)
+    assert run.out == f"Once upon{result.text}\n"
+    name, share = ("ngram", r"(\d+%|none)") if drafter == "ngram" else ("tiny-quill", "100%")
+    assert re.fullmatch(rf"speculation \({name}\): {share} of \d+ guesses came true, \d\.\d\d tokens a call\n", run.err)
+    last = json.loads(write(*words, "--json").out.splitlines()[-1])
+    assert last["speculation"]["drafter"] == name
+    assert last["speculation"]["tokens"] == len(last["tokens"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -65,6 +97,10 @@ def test_out_keeps_the_story(write, folder, result):
         (["--max-tokens", "0"], "max_tokens must be a whole number >= 1, not 0"),
         (["--top-p", "0"], "top_p must be a number > 0 and <= 1, not 0.0"),
         (["--seed", "-1"], "seed must be a whole number from 0 to"),
+        (["--n", "0"], "n must be a whole number from 1 to 256, not 0"),
+        (["--n", "2", "--odds"], "--odds tells of one text, not of 2: leave out --n"),
+        (["--speculate", "ngram", "--draft-tokens", "65"], "draft_tokens must be a whole number from 0 to 64, not 65"),
+        (["--speculate", "quill"], "'quill' cannot draft: its tokenizer is another than that of the model"),
         (["--out", "nowhere/story.txt"], "the output folder 'nowhere' does not exist"),
         (["--trace", "nowhere/a.trace"], "the output folder 'nowhere' does not exist"),
         (["--trace", "a.json"], "'a.json' must end in .trace"),

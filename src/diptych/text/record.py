@@ -1,7 +1,7 @@
 """The record of a text: its steps with the odds of each, its result, and the trace that replays it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -80,6 +80,10 @@ class Speculated:
     @property
     def tokens_per_call(self) -> float:
         return self.tokens / self.calls if self.calls else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, the rates among them."""
+        return asdict(self) | {"acceptance_rate": self.acceptance_rate, "tokens_per_call": self.tokens_per_call}
 
 
 @dataclass(frozen=True)
