@@ -28,3 +28,29 @@ def test_bundled_models_can_be_listed(diptych):
     run = diptych("models")
     assert run.status == 0
     assert all(name in run.out for name in bundled())
+
+
+def test_a_model_goes_out_and_comes_back(diptych, folder, tiny_quill):
+    """Exported, opened as it is there, imported: the same text each time, and nothing is overwritten."""
+    assert diptych("models", "export", tiny_quill, "--to", "hf", "--out", "theirs").err.startswith("theirs: Qwen3")
+    assert diptych("models", "import", "theirs", "--out", "ours").status == 0
+    settings = ("--temperature", 0, "--max-tokens", 9, "--dtype", "float32")
+    texts = {diptych("text", "Once", "--model", model, *settings).out for model in (tiny_quill, "theirs", "ours")}
+    assert len(texts) == 1
+    again = diptych("models", "import", "theirs", "--out", "ours")
+    assert (again.status, again.err) == (2, "diptych: 'ours' exists already; name a new folder\n")
+
+
+def test_what_cannot_go_out_or_in_is_said_in_one_line(diptych, folder, tiny_quill, tiny_brush):
+    for words, message in [
+        (("export", tiny_quill, "--to", "gguf"), "unknown layout 'gguf'"),
+        (("export", tiny_brush), "paints pictures"),
+        (("import", tiny_quill), "is no Hugging Face directory; it opens as it is"),
+        (("import", "gone"), "unknown model 'gone'"),
+        (("import", "org/name"), "'hf download org/name --local-dir DIR' fetches it"),
+    ]:
+        run = diptych("models", *words, "--out", "out")
+        assert run.status > 0
+        assert message in run.err
+        assert run.err.count("\n") == 1
+    assert not (folder / "out").exists()

@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": "say what training a recipe will take",
     "evaluate": "measure how good a model is",
     "trace": "look at a recorded generation: film, show",
-    "models": "list the bundled models",
+    "models": "list the bundled models; import and export others",
 }
 HELP = """\
 Usage: diptych [--debug] [--version] COMMAND ...

@@ -1,4 +1,4 @@
-"""`diptych models`: what comes with the package."""
+"""`diptych models`: what comes with the package; other people's checkpoints brought in, one's own handed out."""
 
 import json as json_format
 import math
@@ -8,13 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from diptych.cli import frame
+from diptych.cli import UsageError, frame
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+FORMS = ("hf",)
+
+app = frame.application("The models that are here. Without a command: list the bundled ones.")
 
 
-def models(
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """List the bundled models."""
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, json: Json = False) -> None:
+    """List the bundled models; 'import' and 'export' exchange checkpoints with other tools."""
+    if context.invoked_subcommand:
+        if json:
+            raise UsageError("--json goes with the list of models alone")
+        return
     from diptych.models import bundled
 
     rows = [_describe(name, directory) for name, directory in bundled().items()]
@@ -31,6 +39,52 @@ def models(
         parameters = f"{row['parameters'] / 1e6:.1f} M"
         what = f"{row['name']:<12} {row['panel']:<6} {parameters:>11} {size:>8}  {row['about']:<38}"
         print(f"{what} {_near(row['path'])}")
+
+
+@app.command("import")
+def import_(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, or an id on its hub (org/name).")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes, a folder that does not exist yet.")],
+) -> None:
+    """Make a checkpoint of this project from a published one (docs/open-models.md says which)."""
+    _check_new(out)
+    from diptych.interop.folder import bring_in, is_published
+    from diptych.models import find
+
+    directory, config = find(model)
+    if not is_published(config):
+        raise UsageError(f"'{model}' is no Hugging Face directory; it opens as it is")
+    made = bring_in(directory, out)
+    size = sum(map(count_parameters, out.glob("*.safetensors"))) / 1e6
+    frame.say(
+        f"{out}: {size:.1f} M parameters, {made.config.context} tokens in view; 'diptych text --model {out}' writes"
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A bundled model or a checkpoint directory that writes.")],
+    out: Annotated[Path, typer.Option(help="Where it goes, a folder that does not exist yet.")],
+    to: Annotated[str, typer.Option(help="The layout: hf is what transformers opens.")] = "hf",
+) -> None:
+    """Write a text model in the layout of other tools."""
+    if to not in FORMS:
+        from diptych.core.spelling import unknown
+
+        raise UsageError(unknown("layout", to, FORMS))
+    _check_new(out)
+    from diptych.core.weights import stored_dtype
+    from diptych.interop.folder import card_of, write_folder
+    from diptych.models import find
+
+    directory, _ = find(model)
+    architecture = write_folder(frame.text_model(model, "cpu", stored_dtype(directory)), out, card_of(directory))
+    frame.say(f"{out}: {architecture}; AutoModelForCausalLM.from_pretrained opens it")
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise UsageError(f"'{out}' exists already; name a new folder")
 
 
 def _describe(name: str, directory: Path) -> dict[str, Any]:

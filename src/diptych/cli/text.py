@@ -9,6 +9,7 @@ import typer
 
 from diptych.cli import UsageError, frame
 from diptych.cli.text_settings import given, takes_settings
+from diptych.text.settings import Settings
 
 if TYPE_CHECKING:
     from diptych.core.generation import Generation
@@ -20,7 +21,7 @@ EXPLAINED = 64  # candidates that a telling needs at least
 @takes_settings
 def text(
     prompt: Annotated[str, typer.Argument(help="What the text goes on from.")],
-    model: Annotated[str, typer.Option(help="A bundled model or a checkpoint directory.")] = "quill",
+    model: Annotated[str, typer.Option(help="A bundled model, a checkpoint directory, or a hub id.")] = "quill",
     seed: frame.Seed = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many texts, over one reading of the prompt.")] = 1,
     speculate: Annotated[
@@ -36,14 +37,15 @@ def text(
     dtype: frame.Dtype = None,
     **settings: Any,
 ) -> None:
-    """Write on from a prompt, token by token."""
+    """Write on from a prompt, token by token. Settings that are left out are as the model's authors want them."""
     form = frame.one_of(odds=odds, json=json, explain=explain)
     if form in ("odds", "explain") and n != 1:
         raise UsageError(f"--{form} tells of one text, not of {n}: leave out --n")
     out, trace = frame.output(out), frame.output(trace, ".trace")
     chosen = given(settings)
+    leading = chosen.get("num_candidates", Settings.num_candidates)
     if form == "explain":
-        chosen["num_candidates"] = max(EXPLAINED, chosen["num_candidates"])
+        chosen["num_candidates"] = max(EXPLAINED, leading)
     writer = frame.text_model(model, device, dtype)
     drafter = speculate if speculate in (None, "ngram") else frame.text_model(str(speculate), device, dtype)
     used = frame.seed_or_fresh(seed)
@@ -51,7 +53,7 @@ def text(
         generation = writer.generate(prompt, seed=used, n=n, speculate=drafter, draft_tokens=draft_tokens, **chosen)
     frame.tell_fresh_seed(seed, used)
     if form == "odds":
-        _show_odds(generation, prompt, chosen["num_candidates"])
+        _show_odds(generation, prompt, leading)
     elif form == "json":
         _show_json(generation, prompt)
     elif form == "explain":

@@ -24,8 +24,11 @@ def takes_settings(command: Command) -> Command:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=getattr(defaults, name) if is_number else None,
-                annotation=Annotated[kind if is_number else list[str] | None, typer.Option(help=about.says)],
+                default=None,
+                annotation=Annotated[
+                    (kind if is_number else list[str]) | None,
+                    typer.Option(help=about.says, show_default=str(getattr(defaults, name)) if is_number else False),
+                ],
             )
         )
     command.__signature__ = plain.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
@@ -33,8 +36,10 @@ def takes_settings(command: Command) -> Command:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as `generate` takes them, checked."""
-    chosen = options | {"stop": options["stop"] or [], "logit_bias": _biases(options["logit_bias"] or [])}
+    """The options that were given, as `generate` takes them, checked; the others are the model's to say."""
+    chosen = {name: value for name, value in options.items() if value not in (None, [])}
+    if "logit_bias" in chosen:
+        chosen["logit_bias"] = _biases(chosen["logit_bias"])
     with frame.settings():
         Settings.named(chosen)
     return chosen

@@ -6,6 +6,7 @@ them, the layout that the field's other tools read and write.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def _files(directory: Path) -> list[str]:
 def read_tensors(directory: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, mapped from its files: memory is taken when a tensor is used."""
     return dict(iterate_tensors(directory))
+
+
+def stored_dtype(directory: str | Path) -> str:
+    """The dtype of most of a checkpoint's numbers: "bfloat16", ..."""
+    sizes: Counter[torch.dtype] = Counter()
+    for _, tensor in iterate_tensors(directory):
+        sizes[tensor.dtype] += tensor.numel()
+    return str(sizes.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def load_into(module: nn.Module, directory: str | Path, prefix: str = "") -> None:

@@ -154,10 +154,8 @@ def _setting(name: str, key: str, entries: Mapping[str, Any]) -> Any:
         return ACTIVATIONS[value]
     if name == "ties_embeddings":
         value = False if value is None else value
-    if name in ("norm_eps",):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"'{key}' must be a number, not {value!r}")
-        return float(value)
+    if name == "norm_eps":
+        return _number(key, value)
     if name.startswith("has_") or name == "ties_embeddings":
         if not isinstance(value, bool):
             raise ValueError(f"'{key}' must be true or false, not {value!r}")
@@ -175,6 +173,12 @@ def _whole(key: str, value: Any) -> int:
     return value
 
 
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"'{key}' must be a number, not {value!r}")
+    return float(value)
+
+
 def _rope(entries: Mapping[str, Any], context: int) -> dict[str, Any]:
     """Theta, scaling, and the context that comes with the scaling."""
     key = "rope_parameters" if entries.get("rope_parameters") else "rope_scaling"
@@ -185,19 +189,17 @@ def _rope(entries: Mapping[str, Any], context: int) -> dict[str, Any]:
     if share != 1:
         raise ValueError(f"'partial_rotary_factor' is supported only as 1.0, not {share!r}")
     theta = found.get("rope_theta", entries.get("rope_theta", 10000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise ValueError(f"'rope_theta' must be a number, not {theta!r}")
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
-        return {"rope_theta": float(theta)}
+        return {"rope_theta": _number("rope_theta", theta)}
     if kind not in ROPE_KEYS:
         raise unknown("rope_type", str(kind), ["default", *ROPE_KEYS])
     settings = {ours: found[theirs] for ours, theirs in ROPE_KEYS[kind].items() if found.get(theirs) is not None}
     if kind != "linear":
         settings.setdefault("original_context", context)
-    scaling = RopeScaling.from_dict({"kind": kind, "factor": found.get("factor"), **settings})
+    scaling = RopeScaling.from_dict({"kind": kind, "factor": _number("factor", found.get("factor")), **settings})
     longest = max(context, int(scaling.factor * scaling.original_context))
-    return {"rope_theta": float(theta), "rope_scaling": scaling, "context": longest}
+    return {"rope_theta": _number("rope_theta", theta), "rope_scaling": scaling, "context": longest}
 
 
 def _rope_parameters(config: DecoderConfig) -> dict[str, Any]:

@@ -26,33 +26,51 @@ def is_published(config: Mapping[str, Any]) -> bool:
 def open_folder(directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> TextModel:
     """The text model in a Hugging Face directory.
 
-    Args:
-        dtype: "stored" is that of the weights in the files.
-
     Raises:
         ValueError: an architecture, a setting or a tokenizer that is not supported, and files that are missing, damaged
             or do not fit each other; each by its name.
     """
     directory = Path(directory)
-    chosen_device, chosen_dtype = choose(device, None if dtype == "stored" else dtype)
+    chosen_device, chosen_dtype = choose(device, dtype)
     entries = weights.read_config(directory)
     try:
         row, config = architecture_of(entries), decoder_config(entries)
     except ValueError as error:
         raise ValueError(f"'{directory}' cannot be opened: {error}") from error
-    _refuse_pickles(directory)
+    _check_files(directory)
     about = generation_config.read(directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.json", generation_config.ends(about, entries))
-    tensors = dict(decoder_tensors(directory, config, row))
     decoder = Decoder(config)
-    weights.fill(decoder, tensors.items(), directory)
-    decoder = decoder.to(
-        device=chosen_device, dtype=tensors["embedding.weight"].dtype if dtype == "stored" else chosen_dtype
-    ).eval()
-    return TextModel(directory.resolve().name, decoder, tokenizer)
+    weights.fill(decoder, decoder_tensors(directory, config, row), directory)
+    decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
+    defaults = generation_config.defaults(about)
+    try:
+        return TextModel(directory.resolve().name, decoder, tokenizer, defaults=defaults)
+    except ValueError as error:
+        raise ValueError(f"'{directory}' cannot be opened: {error}") from error
 
 
-def write_folder(model: TextModel, directory: str | Path) -> str:
+def bring_in(directory: str | Path, out: str | Path) -> TextModel:
+    """Make a checkpoint of ours from a Hugging Face directory: weights in their dtype, its model card if it has one.
+
+    Raises:
+        ValueError: as `open_folder`.
+    """
+    directory, out = Path(directory), Path(out)
+    model = open_folder(directory, device="cpu", dtype=weights.stored_dtype(directory))
+    model.name = out.resolve().name
+    about = f"# {model.name}\n\nThe published model `{directory.resolve().name}`. Its authors' terms hold for it.\n"
+    model.save(out, card_of(directory) or about)
+    return model
+
+
+def card_of(directory: Path) -> str | None:
+    """The text of a checkpoint's model card, where it has one."""
+    card = directory / "README.md"
+    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+
+
+def write_folder(model: TextModel, directory: str | Path, card: str | None = None) -> str:
     """Write a directory that transformers opens, whole or not at all; the name of the architecture that it has there.
 
     Raises:
@@ -60,7 +78,7 @@ def write_folder(model: TextModel, directory: str | Path) -> str:
     """
     row, config = architecture_for(model.config)
     tensors = published_tensors(model.decoder.state_dict(), model.config, row)
-    generation = generation_config.written(model.tokenizer, {})
+    generation = generation_config.written(model.tokenizer, model.defaults)
     config |= {key: generation[key] for key in ("bos_token_id", "eos_token_id")}
     config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     texts = {
@@ -68,11 +86,17 @@ def write_folder(model: TextModel, directory: str | Path) -> str:
         BESIDE: _json(_tokenizer_config(model)),
         generation_config.FILE: _json(generation),
     }
-    weights.save(directory, config, tensors, texts=texts)
+    weights.save(directory, config, tensors, card=card, texts=texts)
     return row.name
 
 
-def _refuse_pickles(directory: Path) -> None:
+def _check_files(directory: Path) -> None:
+    """Say what to do about files that are there in a form that is not read."""
+    if not (directory / "tokenizer.json").is_file():
+        raise ValueError(
+            f"'{directory}' has no tokenizer.json, the one form of a vocabulary that is read. Have transformers write "
+            "it: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
     if any((directory / name).is_file() for name in (weights.WEIGHTS, weights.INDEX)):
         return
     pickles = sorted(path.name for ending in ("*.bin", "*.pt", "*.pth") for path in directory.glob(ending))

@@ -47,11 +47,9 @@ def ends(about: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
 
 def written(tokenizer: Tokenizer, chosen: Mapping[str, float]) -> dict[str, Any]:
     """The generation_config.json of a model with these defaults."""
-    about: dict[str, Any] = {
-        "bos_token_id": tokenizer.begin,
-        "eos_token_id": [tokenizer.end, *sorted(tokenizer.ends - {tokenizer.end})],
-    }
+    ids = [tokenizer.end, *sorted(tokenizer.ends - {tokenizer.end})]
+    about = {"bos_token_id": tokenizer.begin, "eos_token_id": ids if len(ids) > 1 else ids[0]}
     if chosen.get("temperature") == 0:
-        return about | {"do_sample": False}
+        return {**about, "do_sample": False}
     found = {theirs: chosen[ours] for theirs, (ours, _) in SETTINGS.items() if ours in chosen}
-    return about | ({"do_sample": True, **found} if found else {})
+    return {**about, **({"do_sample": True, **found} if found else {})}

@@ -1,6 +1,6 @@
 """A text model: a decoder and its tokenizer, loaded from a checkpoint, ready to write and to judge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +30,23 @@ class TextModel:
 
     Args:
         name: what traces and lists call it.
+        defaults: settings of `generate` that it is best written with, where they are not those of `Settings`.
+
+    Raises:
+        ValueError: defaults that are no settings, or a tokenizer with more tokens than the decoder.
     """
 
     panel: Literal["text"] = "text"
 
-    def __init__(self, name: str, decoder: Decoder, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, name: str, decoder: Decoder, tokenizer: Tokenizer, *, defaults: Mapping[str, Any] | None = None
+    ) -> None:
         if tokenizer.size > decoder.config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.size} tokens, the decoder only {decoder.config.vocab_size}")
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         self.config = decoder.config
+        self.defaults = dict(defaults or {})
+        Settings.named(self.defaults)  # validated where they are made
 
     @classmethod
     def load(cls, directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> Self:
@@ -56,7 +64,10 @@ class TextModel:
         weights.load_into(decoder, directory)
         tokenizer = Tokenizer.load(Path(directory) / "tokenizer.json")
         decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
-        return cls(str(config.get("name", Path(directory).name)), decoder, tokenizer)
+        defaults = config.get("defaults", {})
+        if not isinstance(defaults, dict):
+            raise ValueError(f"'{directory}/config.json': defaults must be a table of settings, not {defaults!r}")
+        return cls(str(config.get("name", Path(directory).name)), decoder, tokenizer, defaults=defaults)
 
     def save(self, directory: str | Path, card: str | None = None, *, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint directory, whole or not at all.
@@ -66,6 +77,7 @@ class TextModel:
             dtype: of the weights in the file; None keeps theirs.
         """
         config: dict[str, Any] = {"panel": "text", "name": self.name, "decoder": self.config.to_dict()}
+        config |= {"defaults": self.defaults} if self.defaults else {}
         tensors = {name: value.to(dtype or value.dtype) for name, value in self.decoder.state_dict().items()}
         weights.save(directory, config, tensors, tokenizer=self.tokenizer, card=card)
 
@@ -90,7 +102,9 @@ class TextModel:
             scaling = RopeScaling(kind, context / original, original)
         decoder = copy(self.decoder)  # shares the weights
         decoder.config = replace(self.config, context=context, rope_scaling=scaling)
-        return TextModel(self.name, decoder, self.tokenizer)
+        stretched = copy(self)
+        stretched.decoder, stretched.config = decoder, decoder.config
+        return stretched
 
     def runner(self, slots: int = 1, *, speculate: "str | TextModel | None" = None) -> TextRunner:
         """A fresh runner over this model, for many requests at once.
@@ -123,7 +137,8 @@ class TextModel:
             speculate: "ngram" or a smaller model guesses tokens ahead; it changes the speed, not the text (see
                 `text.speculation`).
             draft_tokens: how many at a time.
-            settings: those of `Settings`, by name: temperature, top_p, max_tokens, stop, ...
+            settings: those of `Settings`, by name: temperature, top_p, max_tokens, stop, ...; what is left out is as
+                the model's own `defaults` have it.
 
         Raises:
             ValueError: for a setting that is unknown or out of its range, an empty prompt, or one longer than the
@@ -132,7 +147,7 @@ class TextModel:
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_SAMPLES:
             raise ValueError(f"n must be a whole number from 1 to {MAX_SAMPLES}, not {n!r}")
         ahead = 0 if speculate is None else draft_tokens
-        ids, chosen, seed = self.prompt_ids(prompt), Settings.named(settings), check_seed(seed)
+        ids, chosen, seed = self.prompt_ids(prompt), Settings.named(self.defaults | settings), check_seed(seed)
         requests = [TextRequest(ids, chosen, seed, first_sample + place, ahead) for place in range(n)]
         return Generation(self.runner(slots=n, speculate=speculate), *requests)
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from diptych.core import weights
 from diptych.core.tokenizer import Tokenizer
+from diptych.interop.folder import is_published
 from diptych.models import find
 from diptych.train.recipe import Recipe
 
@@ -27,6 +28,11 @@ class Start:
         with recipe.checking("run", "init_from"):
             self.directory: Path
             self.directory, self.config = find(recipe.run.init_from)
+            if is_published(self.config):
+                raise ValueError(
+                    f"'{recipe.run.init_from}' is a Hugging Face directory; 'diptych models import' makes a checkpoint "
+                    "of it, which a run can start from"
+                )
             lacking = [part for part in parts if not isinstance(self.config.get(part), dict)]
             if lacking:
                 raise ValueError(f"'{recipe.run.init_from}' is not a checkpoint to start from: it has no {lacking[0]}")
