@@ -105,6 +105,14 @@ def test_speculation_changes_no_text_and_says_what_it_did(write, result, tiny_qu
         (["--trace", "nowhere/a.trace"], "the output folder 'nowhere' does not exist"),
         (["--trace", "a.json"], "'a.json' must end in .trace"),
         (["--stop", ""], "stop must be texts of at least one character"),
+        (["--min-tokens", "500"], "min_tokens must be at most max_tokens (200), not 500"),
+        (["--logit-bias", "7"], "--logit-bias takes a token id and a number as ID=NUMBER, not '7'"),
+        (["--logit-bias", "7=x"], "logit_bias must give a number for each token id, not {'7': 'x'}"),
+        (["--logit-bias", "9999=1"], "logit_bias token ids must be whole numbers from 0 to"),
+        (["--regex", "[a-"], "regex cannot be used: unclosed character class"),
+        (["--regex", "a", "--json-schema", "{}"], "choose one of --json-schema, --regex"),
+        (["--json-schema", "{"], "json_schema is not JSON"),
+        (["--grammar", "nowhere.lark"], "--grammar names a file that cannot be read: 'nowhere.lark'"),
         (["--device", "abacus"], "device 'abacus' is not on this machine"),
     ],
 )
@@ -114,6 +122,17 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(write, folder, words
     assert err.startswith(f"diptych: {message}")
     assert err.count("\n") == 1
     assert list(folder.iterdir()) == []
+
+
+def test_a_text_is_what_its_constraint_says(write, folder):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    (folder / "a.json").write_text(json.dumps(schema))
+    (folder / "a.lark").write_text('start: "x" | "yy"\n')
+    for option in (json.dumps(schema), "a.json"):
+        assert json.loads(write("--json-schema", option).out.removeprefix("Once upon")) in ({"a": 1}, {"a": 2})
+    assert write("--grammar", "a.lark").out in ("Once uponx\n", "Once uponyy\n")
+    told = write("--regex", " a b", "--explain", "--seed", 1).out
+    assert "nothing can follow that the constraint allows" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(("prompt", "message"), [("", "the prompt is empty"), ("cat " * 5000, "the prompt has ")])

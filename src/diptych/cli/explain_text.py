@@ -116,6 +116,8 @@ class TextTeller:
         lines = self._folded()
         if result.finish_reason == "stop" and self.last == END:
             lines.append("It ended by itself: the piece that it drew last means 'the end'.")
+        elif result.finish_reason == "stop" and result.settings["constraint"] and not result.settings["stop"]:
+            lines.append("It ended there because it is whole: nothing can follow that the constraint allows.")
         elif result.finish_reason == "stop":
             lines.append("It ended there because the next piece would have completed a text given with --stop.")
         else:
@@ -177,8 +179,15 @@ def _controls(result: "TextResult") -> str:
         parts.append(f"top-p let only the likeliest in that together have {100 * settings['top_p']:g} %")
     if settings["min_p"] > 0:
         parts.append(f"min-p kept out what had less than {100 * settings['min_p']:g} % of the likeliest's chance")
-    if settings["repetition_penalty"] != 1:
-        parts.append("what already stood there was made less likely")
+    if settings["typical_p"] < 1:
+        share = f"{100 * settings['typical_p']:g} %"
+        parts.append(f"typical-p let only those nearest to the expected surprise in that together have {share}")
+    if settings["repetition_penalty"] != 1 or settings["presence_penalty"] or settings["frequency_penalty"]:
+        parts.append("penalties changed the chances of what already stood there")
+    if settings["logit_bias"]:
+        parts.append("some pieces had a bias")
+    if settings["constraint"]:
+        parts.append("only what the constraint allows could come")
     start = "; ".join(parts) or "the chances were used just as the model gave them"
     return f"{start[:1].upper()}{start[1:]}. Seed {settings['seed']} fixed the draws: it gives the same text again."
 

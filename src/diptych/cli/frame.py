@@ -53,7 +53,7 @@ def one_of(**flags: bool) -> str | None:
     """The one flag that is set; an error when two exclude each other."""
     chosen = [name for name, is_set in flags.items() if is_set]
     if len(chosen) > 1:
-        raise UsageError(f"choose one of {', '.join(f'--{name}' for name in chosen)}")
+        raise UsageError(f"choose one of {', '.join(f'--{name}' for name in chosen)}".replace("_", "-"))
     return chosen[0] if chosen else None
 
 

@@ -93,7 +93,8 @@ class TextResult:
     Args:
         text: the texts of the steps, joined.
         tokens: all that were drawn, the one that ended the text included.
-        finish_reason: "stop" (the end token or a stop text), "length" (max_tokens or the context), "cancelled".
+        finish_reason: "stop" (the end token, a stop text, or nothing that the constraint lets follow), "length"
+            (max_tokens or the context), "cancelled".
         speculation: what drafting did for it; None without.
     """
 

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.core.randomness import check_seed, uniform
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.constraint import Constraint
 from diptych.text.decoder import Decoder
 from diptych.text.odds import Ids, Numbers, Odds, leading, log_total_and_entropy, odds, row
 from diptych.text.reader import CHUNK, Part, Reader
@@ -67,6 +69,7 @@ class TextJob:
     writer: Writer
     unread: list[int]  # tokens that the network reads with its next call
     prompt: frozenset[int]  # its tokens, each once
+    constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list)  # drawn so far
     ahead: list[Tensor] = field(default_factory=list)  # logits (V,) of the next steps, as far as they are known
     drafted: list[int] = field(default_factory=list)  # tokens read ahead of the text; `ahead` follows from them
@@ -107,8 +110,8 @@ class TextRunner:
         self._reader, self._drafter = Reader(decoder, slots, chunk), drafter
 
     def admit(self, request: TextRequest) -> TextJob:
-        """Raises: ValueError for a prompt that does not fit the context, tokens that the model does not know, or
-        draft_tokens where nothing drafts."""
+        """Raises: ValueError for a prompt that fills the context, tokens that the model does not know, a constraint
+        that cannot be understood, or draft_tokens where nothing drafts."""
         context, count, settings = self.decoder.config.context, len(request.prompt_ids), request.settings
         if count >= context:
             raise ValueError(f"the prompt has {count} tokens and fills the model's context of {context}")
@@ -118,9 +121,10 @@ class TextRunner:
             raise ValueError(
                 f"draft_tokens must be 0, not {request.draft_tokens}: this runner has nothing to draft with"
             )
+        constraint = Constraint(self.tokenizer, settings.constraint) if settings.constraint else None
         limit = min(settings.max_tokens, context - count + 1)  # the last token drawn is never read
         prompt, slot = list(request.prompt_ids), self._reader.cache.reserve(count)
-        return TextJob(request, slot, limit, Writer(settings.stop), prompt, frozenset(prompt))
+        return TextJob(request, slot, limit, Writer(settings.stop), prompt, frozenset(prompt), constraint)
 
     def advance(self, jobs: Sequence[TextJob]) -> list[TextStep]:
         """Each job gets one more token, by one call of the network for those that are not ahead (and more for prompts
@@ -181,16 +185,19 @@ class TextRunner:
         chances = odds(scores, request.settings, job.prompt, job.tokens, self._forbidden(job))
         return self._take(job, chances.draw(request.u(len(job.steps))), scores, chances)
 
-    def _forbidden(self, job: TextJob) -> Ids | None:
+    def _forbidden(self, job: TextJob) -> Ids | NDArray[np.bool_] | None:
         """Tokens that the text cannot go on with."""
-        if len(job.tokens) < job.request.settings.min_tokens and self.tokenizer.ends:
-            return np.array(sorted(self.tokenizer.ends))
-        return None
+        may_end = len(job.tokens) >= job.request.settings.min_tokens
+        if job.constraint:
+            return job.constraint.forbidden(may_end=may_end)
+        return None if may_end else np.array(sorted(self.tokenizer.ends), dtype=np.int64)
 
     def _take(self, job: TextJob, token: int, scores: Numbers, chances: Odds) -> TextStep:
         """Append a token to a job; the step that tells of it, with the logits and the odds that it was drawn from."""
         index = len(job.steps)
-        is_end = token in self.tokenizer.ends
+        if job.constraint:
+            job.constraint.accept(token)
+        is_end = token in self.tokenizer.ends or (job.constraint is not None and job.constraint.is_complete)
         is_last = is_end or index + 1 == job.limit
         text = job.writer.write(self.tokenizer.token_bytes(token), is_last=is_last)
         job.is_done = is_last or job.writer.has_stopped

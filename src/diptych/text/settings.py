@@ -5,6 +5,7 @@ setting is a new line here and what it does in `text/odds.py` or `text/runner.py
 the page of help is instant.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +15,11 @@ from typing import Annotated, Any, NamedTuple, Self, get_type_hints
 from diptych.core.spelling import unknown
 
 MAX_CANDIDATES = 1000
+CONSTRAINTS = {  # kind -> what it is
+    "json_schema": "A JSON schema (text, or a file) that the text is valid under.",
+    "regex": "A regular expression that the whole text matches.",
+    "grammar": "A file with a Lark grammar that the text is derived from.",
+}
 
 
 class About(NamedTuple):
@@ -95,6 +101,9 @@ class Settings:
         field(default_factory=dict)
     )
     stop: Annotated[Sequence[str], About("A text that ends the writing; may be given again.")] = ()
+    constraint: Annotated[
+        Mapping[str, Any] | None, About(f"One of {', '.join(CONSTRAINTS)}, and what the text must be by it.")
+    ] = None
     num_candidates: Annotated[
         int,
         About(
@@ -112,6 +121,7 @@ class Settings:
             raise ValueError(f"min_tokens must be at most max_tokens ({self.max_tokens}), not {self.min_tokens}")
         object.__setattr__(self, "stop", _stop_texts(self.stop))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "constraint", _constraint(self.constraint))
 
     @classmethod
     def named(cls, given: Mapping[str, Any]) -> Self:
@@ -158,3 +168,22 @@ def _biases(biases: Any) -> dict[int, float]:
         if token < 0 or not math.isfinite(bias):
             raise ValueError(f"logit_bias must give finite numbers for token ids >= 0, not {token}: {bias}")
     return checked
+
+
+def _constraint(wanted: Any) -> dict[str, Any] | None:
+    """A schema may be written as JSON."""
+    if wanted is None:
+        return None
+    if not isinstance(wanted, Mapping) or len(wanted) != 1:
+        raise ValueError(f"constraint must be one of {', '.join(CONSTRAINTS)} with what it is, not {wanted!r}")
+    ((kind, source),) = wanted.items()
+    if kind not in CONSTRAINTS:
+        raise unknown("constraint", str(kind), CONSTRAINTS)
+    if kind == "json_schema" and isinstance(source, str):
+        try:
+            source = json.loads(source)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"json_schema is not JSON: {error}") from error
+    if not isinstance(source, dict | bool if kind == "json_schema" else str):
+        raise ValueError(f"{kind} must be {'a JSON object' if kind == 'json_schema' else 'a text'}, not {source!r}")
+    return {kind: source}

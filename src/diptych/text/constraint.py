@@ -1,0 +1,120 @@
+"""The constraint: a text that is always a beginning of something that a schema, an expression or a grammar allows.
+
+Before each draw the tokens that no allowed text goes on with are masked out (Willard & Louf 2023, section 3), so what
+is drawn follows the model's own odds among the rest. llguidance keeps the parser; it knows tokens by their bytes, so
+any vocabulary will do.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from diptych.core.tokenizer import Tokenizer
+
+# White space between the parts of JSON: one space, or a new line with its indent. As any amount is JSON, a model could
+# go on with it for ever.
+WHITESPACE = r" |\n {0,24}"
+COMPILERS: dict[str, Callable[[Any], str]] = {
+    "json_schema": lambda schema: LLMatcher.grammar_from_json_schema(
+        schema, defaults={"whitespace_pattern": WHITESPACE}
+    ),
+    "regex": LLMatcher.grammar_from_regex,
+    "grammar": LLMatcher.grammar_from_lark,
+}
+
+
+class Constraint:
+    """What one text may go on with.
+
+    Args:
+        wanted: one of "json_schema", "regex" and "grammar", and it; see `Settings`.
+
+    Raises:
+        ValueError: a schema, an expression or a grammar that cannot be understood.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, wanted: Mapping[str, Any]) -> None:
+        ((kind, source),) = wanted.items()
+        self._ends = np.array(sorted(tokenizer.ends), dtype=np.int64)
+        self._size = tokenizer.size
+        vocabulary, grammar = _vocabulary(tokenizer), COMPILERS[kind](source)
+        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
+        if is_wrong:
+            raise ValueError(f"{kind} cannot be used: {_reason(told[0])}")
+        self._matcher = LLMatcher(vocabulary, grammar, log_level=0)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing can be added to the text any more."""
+        return self._matcher.is_stopped()
+
+    def forbidden(self, *, may_end: bool) -> NDArray[np.bool_]:
+        """The tokens that cannot come next: (V,).
+
+        Args:
+            may_end: False forbids the tokens that end a text, too, unless nothing else is left.
+
+        Raises:
+            ValueError: the text has become too complex to be followed.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        is_allowed = np.unpackbits(bits, count=self._size, bitorder="little").astype(bool)
+        if not is_allowed.any():
+            raise ValueError(f"the constraint can no longer be followed: {_reason(self._matcher.get_error())}")
+        if not may_end:
+            others = is_allowed.copy()
+            others[self._ends] = False
+            is_allowed = others if others.any() else is_allowed
+        return ~is_allowed
+
+    def accept(self, token: int) -> None:
+        """The text goes on with `token`, which must not be forbidden."""
+        self._matcher.consume_token(token)
+
+    def fork(self) -> "Constraint":
+        """The same, to go on with other tokens."""
+        copy = object.__new__(Constraint)
+        copy._ends, copy._size, copy._matcher = self._ends, self._size, self._matcher.deep_copy()
+        return copy
+
+
+class _Words:
+    """A tokenizer as llguidance asks for it."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = {id: name.encode() for name, id in tokenizer.specials.items()}
+        self.tokens = [names.get(id) or tokenizer.token_bytes(id) for id in range(tokenizer.size)]
+        self.special_token_ids = sorted(names)
+        self.bos_token_id = tokenizer.begin
+        self.eos_token_id = min(tokenizer.ends, default=None)
+        self._encode = tokenizer.encode
+        self._bytes = {data[0]: id for id, data in enumerate(self.tokens) if len(data) == 1 and id not in names}
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokens that are exactly the bytes of `text`: where only one text may come, it is written as the tokenizer
+        would have it. One that puts a space before a text is asked for it after a new line."""
+        data = text.encode()
+        for before in ("", "\n"):
+            start, whole = self._encode(before), self._encode(before + text)
+            ids = whole[len(start) :]
+            if whole[: len(start)] == start and b"".join(self.tokens[id] for id in ids) == data:
+                return ids
+        return [self._bytes[byte] for byte in data]
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    """Made once a tokenizer: for a large vocabulary it takes a moment."""
+    return LLTokenizer(_Words(tokenizer), n_vocab=tokenizer.size, eos_token=sorted(tokenizer.ends))  # type: ignore[arg-type]
+
+
+def _reason(told: str) -> str:
+    """One line of an error's several: what is wrong, without the picture of where."""
+    lines = [line.strip() for line in told.splitlines() if line.strip()] or ["no reason given"]
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
