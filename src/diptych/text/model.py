@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,6 +16,8 @@ from diptych.core.positions import RopeScaling
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.chat_template import FILE, read_template
+from diptych.text.conversation import ChatFormat
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.objective import token_log_probabilities
 from diptych.text.record import TextResult, TextStep
@@ -30,6 +33,7 @@ class TextModel:
 
     Args:
         name: what traces and lists call it.
+        chat_template: how it reads a conversation, if it was trained on any (see `text.chat_template`).
         defaults: settings of `generate` that it is best written with, where they are not those of `Settings`.
 
     Raises:
@@ -39,11 +43,17 @@ class TextModel:
     panel: Literal["text"] = "text"
 
     def __init__(
-        self, name: str, decoder: Decoder, tokenizer: Tokenizer, *, defaults: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        chat_template: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         if tokenizer.size > decoder.config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.size} tokens, the decoder only {decoder.config.vocab_size}")
-        self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
+        self.decoder, self.tokenizer, self.name, self.chat_template = decoder, tokenizer, name, chat_template
         self.config = decoder.config
         self.defaults = dict(defaults or {})
         Settings.named(self.defaults)  # validated where they are made
@@ -67,7 +77,8 @@ class TextModel:
         defaults = config.get("defaults", {})
         if not isinstance(defaults, dict):
             raise ValueError(f"'{directory}/config.json': defaults must be a table of settings, not {defaults!r}")
-        return cls(str(config.get("name", Path(directory).name)), decoder, tokenizer, defaults=defaults)
+        name = str(config.get("name", Path(directory).name))
+        return cls(name, decoder, tokenizer, chat_template=read_template(directory), defaults=defaults)
 
     def save(self, directory: str | Path, card: str | None = None, *, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint directory, whole or not at all.
@@ -79,7 +90,8 @@ class TextModel:
         config: dict[str, Any] = {"panel": "text", "name": self.name, "decoder": self.config.to_dict()}
         config |= {"defaults": self.defaults} if self.defaults else {}
         tensors = {name: value.to(dtype or value.dtype) for name, value in self.decoder.state_dict().items()}
-        weights.save(directory, config, tensors, tokenizer=self.tokenizer, card=card)
+        texts = {} if self.chat_template is None else {FILE: self.chat_template}
+        weights.save(directory, config, tensors, tokenizer=self.tokenizer, card=card, texts=texts)
 
     def stretched(self, context: int, kind: str | None = "yarn") -> "TextModel":
         """The same weights for texts of `context` tokens.
@@ -150,6 +162,31 @@ class TextModel:
         ids, chosen, seed = self.prompt_ids(prompt), Settings.named(self.defaults | settings), check_seed(seed)
         requests = [TextRequest(ids, chosen, seed, first_sample + place, ahead) for place in range(n)]
         return Generation(self.runner(slots=n, speculate=speculate), *requests)
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How a conversation becomes token ids. Raises: ValueError for a chat template that cannot be read."""
+        return ChatFormat(self.tokenizer, self.chat_template)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Generation[TextStep, TextResult]:
+        """Answer the last message of a conversation: `generate`, on what the chat template makes of the messages.
+
+        Args:
+            messages: [{"role": "user", "content": "Hello"}, ...]; see `ChatFormat.ids`, also for tools and variables.
+            settings: as of `generate`.
+
+        Raises:
+            ValueError: a message that is none, a conversation that the template refuses or that is longer than the
+                context, a setting out of its range.
+        """
+        return self.generate(self.chat_format.ids(messages, tools=tools, variables=variables), **settings)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt; a text begins with the tokenizer's begin, where it has one.
