@@ -5,6 +5,7 @@ from tokenizers import Tokenizer as Engine
 from transformers import PreTrainedTokenizerFast
 
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.chat_template import read_template
 from diptych.text.conversation import MARK, ChatFormat, checked
 from diptych.text.model import TextModel
 
@@ -290,9 +291,15 @@ def test_an_answer_is_a_generation_of_the_rendered_conversation(model):
 
 
 def test_a_template_is_kept_in_the_checkpoint(model, tmp_path):
-    TextModel("chats", model.decoder, model.tokenizer, "{{ bos_token }}é{{ messages[0].content }}").save(tmp_path / "m")
+    source = "{{ bos_token }}é{{ messages[0].content }}"
+    TextModel("chats", model.decoder, model.tokenizer, chat_template=source).save(tmp_path / "m")
     loaded = TextModel.load(tmp_path / "m", device="cpu", dtype="float32")
     assert loaded.chat_format.text([{"role": "user", "content": "a"}]) == "<|begin|>éa"
+    other = {"name": "rag", "template": "x"}
+    for source in ("{{ bos_token }}é", [other, {"name": "default", "template": "{{ bos_token }}é"}]):
+        (tmp_path / "m" / "chat_template.jinja").unlink(missing_ok=True)
+        (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({"chat_template": source}))
+        assert read_template(tmp_path / "m") == "{{ bos_token }}é"
     (tmp_path / "m" / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"chat_template\.jinja' is not a text"):
         TextModel.load(tmp_path / "m", device="cpu")

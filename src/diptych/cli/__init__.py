@@ -12,6 +12,7 @@ from typing import Any
 COMMANDS = {
     "text": "write on from a prompt, token by token",
     "image": "paint a picture from a prompt, step by step",
+    "chat": "talk with a model",
     "noise": "show how a photo turns into static",
     "train": "train a model from a recipe",
     "runs": "look at training runs: list, show, compare",

@@ -14,6 +14,8 @@ from diptych.core.tokenizer import BESIDE, Tokenizer
 from diptych.interop import generation_config
 from diptych.interop.configs import architecture_for, architecture_of, decoder_config
 from diptych.interop.tensors import decoder_tensors, published_tensors
+from diptych.text.chat_template import FILE as TEMPLATE
+from diptych.text.chat_template import read_template
 from diptych.text.decoder import Decoder
 from diptych.text.model import TextModel
 
@@ -45,7 +47,8 @@ def open_folder(directory: str | Path, *, device: str | None = None, dtype: str 
     decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
     defaults = generation_config.defaults(about)
     try:
-        return TextModel(directory.resolve().name, decoder, tokenizer, defaults=defaults)
+        name, template = directory.resolve().name, read_template(directory)
+        return TextModel(name, decoder, tokenizer, chat_template=template, defaults=defaults)
     except ValueError as error:
         raise ValueError(f"'{directory}' cannot be opened: {error}") from error
 
@@ -86,6 +89,8 @@ def write_folder(model: TextModel, directory: str | Path, card: str | None = Non
         BESIDE: _json(_tokenizer_config(model)),
         generation_config.FILE: _json(generation),
     }
+    if model.chat_template is not None:
+        texts[TEMPLATE] = model.chat_template
     weights.save(directory, config, tensors, card=card, texts=texts)
     return row.name
 

@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Template, TemplateError
 from jinja2.meta import find_undeclared_variables
 
+from diptych.core.tokenizer import BESIDE
+from diptych.core.weights import read_object
 from diptych.text.sandbox import Metering, Sandbox
 
 FILE = "chat_template.jinja"  # in a checkpoint
@@ -63,12 +65,27 @@ class ChatTemplate:
 
 
 def read_template(directory: str | Path) -> str | None:
-    """The source of a checkpoint's chat template; None where there is none. Raises: ValueError if it is no text."""
-    path = Path(directory) / FILE
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}' is not a text: {error}") from error
+    """The source of a checkpoint's chat template, from its own file or, as older ones have it, tokenizer_config.json.
+
+    Returns:
+        None where there is none.
+
+    Raises:
+        ValueError: a file that is no text, a template that is none.
+    """
+    path, beside = Path(directory) / FILE, Path(directory) / BESIDE
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"'{path}' is not a text: {error}") from error
+    found = read_object(beside).get("chat_template") if beside.is_file() else None
+    if isinstance(found, list):  # several by name
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"'{beside}': chat_template must be a text, not {type(found).__name__}")
+    return found
 
 
 @contextmanager
