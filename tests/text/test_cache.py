@@ -13,7 +13,7 @@ def read(decoder, cache, slots, rows):
     width = max(counts)
     new = cache.append(slots, counts, width)
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-    logits = decoder(tokens, positions=new.positions, mask=new.mask, cache=new)
+    logits = decoder(tokens, positions=new.positions, cache=new)
     return [logits[index, :count] for index, count in enumerate(counts)]
 
 

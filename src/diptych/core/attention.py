@@ -72,6 +72,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         is_causal: bool = False,
         store: Store | None = None,
+        kept_rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Look from x at the context (at x itself when None).
 
@@ -82,6 +83,7 @@ class Attention(nn.Module):
             mask: bool, broadcast to (B, 1, T, S); True may be looked at. Of a few queries over a cache it is additive.
             is_causal: no query looks at later keys; a mask that comes with it must say so, too.
             store: takes this call's keys and values (B, num_kv_heads, T, head_dim), returns all that may be looked at.
+            kept_rotary: cos and sin for all keys that `store` returns; it is then given them unturned.
 
         Returns:
             (B, T, width).
@@ -93,9 +95,11 @@ class Attention(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
-            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary) if kept_rotary is None else k
         if store is not None:
             k, v = store(k, v)
+        if kept_rotary is not None:
+            k = apply_rotary(k, *kept_rotary)
         if mask is not None and mask.is_floating_point():
             seen = attend_few(q, k, v, mask, self.softcap)
         elif self.softcap:

@@ -162,6 +162,16 @@ class Cache(Protocol):
 
     lengths: Tensor
 
+    @property
+    def key_positions(self) -> Tensor | None:
+        """(B, S), by which keys are turned as they are read; None where they were turned before they were kept."""
+        ...
+
+    @property
+    def masks(self) -> Mapping[int, Tensor | None]:
+        """For each window that a layer has, bool (B, 1, T, S) over what is read."""
+        ...
+
     def store(self, layer: int) -> Store:
         """What the attention of `layer` hands its new keys and values to, and gets all of them from."""
         ...
@@ -195,9 +205,17 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, is_causal: bool, store: Store | None
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        is_causal: bool,
+        store: Store | None,
+        key_turn: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        seen = self.attention(self.attention_norm(x), rotary=turn, mask=mask, is_causal=is_causal, store=store)
+        seen = self.attention(
+            self.attention_norm(x), rotary=turn, mask=mask, is_causal=is_causal, store=store, kept_rotary=key_turn
+        )
         x = x + self.dropout(seen)  # (B, T, C)
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x
@@ -248,8 +266,8 @@ class Decoder(nn.Module):
             positions: (B, T), place of each token in its document; 0, 1, 2, ... when None.
             mask: bool (B, 1, T, S), True where a token may look.
             is_causal: each token sees itself and those before it; a mask that comes with it must say so, too.
-            cache: gets the new keys and values and gives back all S of them; needs positions and, unless nothing was
-                read before, mask.
+            cache: gets the new keys and values and gives back all S of them, with masks of its own; needs its
+                positions.
             places: (B, P), int64: only the logits at these places of each row are wanted.
             targets: (B, T), int64, -100 where there is none.
 
@@ -259,22 +277,27 @@ class Decoder(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        config, turn = self.config, None
+        config, turn, key_turn = self.config, None, None
         embedded = self.embedding(tokens)
         if self.position_embedding is not None:
             embedded = embedded + self.position_embedding(positions)
         elif config.position == "rotary":
             lengths = None if cache is None else cache.lengths
-            turn = rotary(positions, config.head_dim, config.rope_theta, config.rope_scaling, lengths=lengths)
+            scaled = config.head_dim, config.rope_theta, config.rope_scaling
+            turn = rotary(positions, *scaled, lengths=lengths)
+            if cache is not None and cache.key_positions is not None:
+                key_turn = rotary(cache.key_positions, *scaled, lengths=lengths)
         x = self.dropout(in_autocast(embedded))  # (B, T, C)
         if turn is not None:
             turn = turn[0].to(x.dtype), turn[1].to(x.dtype)
-        masks = self._masks(mask, positions, cache)
+        if key_turn is not None:
+            key_turn = key_turn[0].to(x.dtype), key_turn[1].to(x.dtype)
+        masks = self._masks(mask, tokens) if cache is None else cache.masks
         if cache is not None and tokens.shape[1] <= FEW:
             masks = {window: seen if seen is None else additive(seen, x.dtype) for window, seen in masks.items()}
         for index, block in enumerate(self.blocks):
             seen = masks[config.windows[index] if config.windows else 0]
-            x = block(x, turn, seen, is_causal, None if cache is None else cache.store(index))
+            x = block(x, turn, seen, is_causal, None if cache is None else cache.store(index), key_turn)
         if places is not None:
             x = x[torch.arange(len(x), device=x.device)[:, None], places]
         head = self.embedding.weight if self.head is None else self.head.weight
@@ -283,11 +306,11 @@ class Decoder(nn.Module):
             logits = config.logit_softcap * torch.tanh(at_least_float32(logits) / config.logit_softcap)
         return at_least_float32(logits) if targets is None else negative_log_likelihood(logits, targets)
 
-    def _masks(self, mask: Tensor | None, positions: Tensor, cache: Cache | None) -> dict[int, Tensor | None]:
-        """The mask for each window that a layer has; keys of a cache lie at their positions, others in their row."""
+    def _masks(self, mask: Tensor | None, tokens: Tensor) -> dict[int, Tensor | None]:
+        """The mask for each window that a layer has, where all tokens come at once."""
         masks: dict[int, Tensor | None] = {0: mask}
-        count = positions.shape[1]
-        rows = positions if cache is not None else torch.arange(count, device=positions.device)[None]
+        count = tokens.shape[1]
+        rows = torch.arange(count, device=tokens.device)[None]
         for window in set(self.config.windows) - {0}:
-            masks[window] = within_window(mask, rows, count if mask is None else mask.shape[-1], window)
+            masks[window] = within_window(mask, rows, count, window)
         return masks

@@ -16,10 +16,12 @@ from diptych.core.positions import RopeScaling
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.cache import CacheSettings
 from diptych.text.chat_template import FILE, read_template
 from diptych.text.conversation import ChatFormat
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.objective import token_log_probabilities
+from diptych.text.reader import CHUNK
 from diptych.text.record import TextResult, TextStep
 from diptych.text.runner import TextRequest, TextRunner
 from diptych.text.settings import Settings
@@ -118,15 +120,26 @@ class TextModel:
         stretched.decoder, stretched.config = decoder, decoder.config
         return stretched
 
-    def runner(self, slots: int = 1, *, speculate: "str | TextModel | None" = None) -> TextRunner:
+    def runner(
+        self,
+        slots: int = 1,
+        *,
+        speculate: "str | TextModel | None" = None,
+        cache: CacheSettings | None = None,
+        chunk: int = CHUNK,
+    ) -> TextRunner:
         """A fresh runner over this model, for many requests at once.
 
         Args:
+            cache: how what was read is kept: in 8 bits, past the context.
+            chunk: the most tokens of a prompt that one call of the network reads.
             speculate: what guesses ahead for the requests that have `draft_tokens`: "ngram" looks up what followed the
                 text's last tokens before, a text model with the same tokenizer writes ahead.
         """
         drafter = None if speculate is None else drafter_of(speculate, self.tokenizer)
-        return TextRunner(self.decoder, self.tokenizer, name=self.name, slots=slots, drafter=drafter)
+        return TextRunner(
+            self.decoder, self.tokenizer, name=self.name, slots=slots, chunk=chunk, drafter=drafter, cache=cache
+        )
 
     def generate(
         self,
@@ -137,6 +150,7 @@ class TextModel:
         first_sample: int = 0,
         speculate: "str | TextModel | None" = None,
         draft_tokens: int = 4,
+        cache: CacheSettings | None = None,
         **settings: Any,
     ) -> Generation[TextStep, TextResult]:
         """Write on from a prompt: iterate for steps, or call `.result()`.
@@ -149,6 +163,7 @@ class TextModel:
             speculate: "ngram" or a smaller model guesses tokens ahead; it changes the speed, not the text (see
                 `text.speculation`).
             draft_tokens: how many at a time.
+            cache: how what was read is kept: in 8 bits, past the context.
             settings: those of `Settings`, by name: temperature, top_p, max_tokens, stop, ...; what is left out is as
                 the model's own `defaults` have it.
 
@@ -161,7 +176,7 @@ class TextModel:
         ahead = 0 if speculate is None else draft_tokens
         ids, chosen, seed = self.prompt_ids(prompt), Settings.named(self.defaults | settings), check_seed(seed)
         requests = [TextRequest(ids, chosen, seed, first_sample + place, ahead) for place in range(n)]
-        return Generation(self.runner(slots=n, speculate=speculate), *requests)
+        return Generation(self.runner(slots=n, speculate=speculate, cache=cache), *requests)
 
     @cached_property
     def chat_format(self) -> ChatFormat:

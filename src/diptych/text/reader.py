@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.attention import Attention
-from diptych.text.cache import KeyValueCache
+from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
 
 FIRST_LENGTH = 128  # tokens of a slot before the cache grows
@@ -42,15 +42,27 @@ class Reader:
     Args:
         slots: sequences to make room for at first.
         chunk: the most tokens of a prompt that one call of the network reads.
+        settings: of the cache.
     """
 
-    def __init__(self, decoder: Decoder, slots: int = 1, chunk: int = CHUNK) -> None:
+    def __init__(
+        self, decoder: Decoder, slots: int = 1, chunk: int = CHUNK, settings: CacheSettings | None = None
+    ) -> None:
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"chunk must be a whole number of tokens >= 1, not {chunk!r}")
-        self.decoder, self.chunk = decoder, chunk
         weight = decoder.embedding.weight
         heads = next(module for module in decoder.modules() if isinstance(module, Attention)).num_kv_heads
-        self.cache = KeyValueCache(decoder.config, slots, FIRST_LENGTH, weight.device, weight.dtype, num_kv_heads=heads)
+        self.cache = KeyValueCache(
+            decoder.config,
+            slots,
+            FIRST_LENGTH,
+            weight.device,
+            weight.dtype,
+            num_kv_heads=heads,
+            settings=settings,
+        )
+        streaming = self.cache.streaming
+        self.decoder, self.chunk = decoder, chunk if streaming is None else min(chunk, streaming.window)
 
     @torch.inference_mode()
     def read(self, parts: Sequence[Part]) -> list[Tensor]:
@@ -96,7 +108,6 @@ class Reader:
         logits: Tensor = self.decoder(
             torch.tensor(rows, device=device),
             positions=cache.positions,
-            mask=cache.mask,
             cache=cache,
             places=torch.tensor(places, device=device),
         )

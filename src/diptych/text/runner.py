@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diptych.core.randomness import check_seed, uniform
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.cache import CacheSettings
 from diptych.text.constraint import Constraint
 from diptych.text.decoder import Decoder
 from diptych.text.odds import Ids, Numbers, Odds, leading, log_total_and_entropy, odds, row
@@ -94,6 +95,7 @@ class TextRunner:
         slots: texts to make room for at first.
         chunk: the most tokens of a prompt that one call of the network reads.
         drafter: guesses ahead for the requests that have `draft_tokens`.
+        cache: how what was read is kept.
     """
 
     def __init__(
@@ -105,15 +107,19 @@ class TextRunner:
         slots: int = 1,
         chunk: int = CHUNK,
         drafter: Drafter | None = None,
+        cache: CacheSettings | None = None,
     ) -> None:
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
-        self._reader, self._drafter = Reader(decoder, slots, chunk), drafter
+        self._reader, self._drafter = Reader(decoder, slots, chunk, cache), drafter
+        self._is_endless = self._reader.cache.streaming is not None
+        if self._is_endless and drafter is not None:
+            raise ValueError("a cache with sinks drops what is read ahead of a text, so nothing may draft")
 
     def admit(self, request: TextRequest) -> TextJob:
         """Raises: ValueError for a prompt that fills the context, tokens that the model does not know, a constraint
         that cannot be understood, or draft_tokens where nothing drafts."""
         context, count, settings = self.decoder.config.context, len(request.prompt_ids), request.settings
-        if count >= context:
+        if count >= context and not self._is_endless:
             raise ValueError(f"the prompt has {count} tokens and fills the model's context of {context}")
         self._check_tokens("prompt token ids", request.prompt_ids)
         self._check_tokens("logit_bias token ids", settings.logit_bias)
@@ -122,9 +128,16 @@ class TextRunner:
                 f"draft_tokens must be 0, not {request.draft_tokens}: this runner has nothing to draft with"
             )
         constraint = Constraint(self.tokenizer, settings.constraint) if settings.constraint else None
-        limit = min(settings.max_tokens, context - count + 1)  # the last token drawn is never read
+        limit = settings.max_tokens
+        if not self._is_endless:
+            limit = min(limit, context - count + 1)  # the last token drawn is never read
         prompt, slot = list(request.prompt_ids), self._reader.cache.reserve(count)
         return TextJob(request, slot, limit, Writer(settings.stop), prompt, frozenset(prompt), constraint)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values take."""
+        return self._reader.cache.num_bytes
 
     def advance(self, jobs: Sequence[TextJob]) -> list[TextStep]:
         """Each job gets one more token, by one call of the network for those that are not ahead (and more for prompts

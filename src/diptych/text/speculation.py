@@ -179,6 +179,5 @@ class DraftModel:
             if was != is_now:
                 break
             same += 1
-        draft.read = draft.read[:same]
-        self._reader.cache.truncate(draft.slot, same)
+        draft.read = draft.read[: self._reader.cache.truncate(draft.slot, same)]
         return draft
