@@ -1,8 +1,11 @@
+import json
 import math
 
 import pytest
 import torch
 
+from diptych.core.experts import Experts
+from diptych.core.feedforward import FeedForward
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.objective import document_mask
 
@@ -64,6 +67,12 @@ def test_the_first_loss_is_that_of_a_guess():
         ({"windows": [4]}, r"windows must be 2 whole numbers >= 0, one for each layer .* not \[4\]"),
         ({"windows": 4}, "windows must be a list of whole numbers, not 4"),
         ({"logit_softcap": -1.0}, "logit_softcap must be a finite number >= 0"),
+        ({"experts": 4}, "experts must be a table of settings, not 4"),
+        ({"experts": {"num_experts": 4, "top_k": 5, "hidden": 8}}, r"experts.top_k must be at most num_experts \(4\)"),
+        (
+            {"experts": {"num_experts": 4, "top_k": 2, "hidden": 8, "layers": [0, 2]}},
+            r"experts.layers must be below num_layers \(2\), not \[0, 2\]",
+        ),
         ({"dropout": 1.0}, "dropout must be a number >= 0 and < 1, not 1.0"),
         ({"norm_eps": float("nan")}, "norm_eps must be a finite number > 0, not nan"),
     ],
@@ -127,3 +136,41 @@ def test_biases_are_where_their_switches_say_and_begin_at_zero(config):
     biases = {name: value for name, value in decoder.named_parameters() if name.endswith(".bias")}
     assert len(biases) == config.num_layers * (3 + 1 + 3)
     assert all(not value.any() for value in biases.values())
+
+
+EXPERTS = {"num_experts": 4, "top_k": 2, "hidden": 24, "num_shared": 1, "balance": "bias", "layers": [1]}
+
+
+def test_experts_take_the_place_of_the_feed_forward_where_they_are_asked_for(config):
+    decoder = Decoder(DecoderConfig.from_dict(config.to_dict() | {"experts": EXPERTS}))
+    assert isinstance(decoder.blocks[0].feed_forward, FeedForward)
+    assert isinstance(decoder.blocks[1].feed_forward, Experts)
+    shapes = {name: tuple(value.shape) for name, value in decoder.blocks[1].feed_forward.state_dict().items()}
+    width = config.width
+    assert shapes == {
+        "router": (4, width),
+        "gate": (4, 24, width),
+        "up": (4, 24, width),
+        "down": (4, width, 24),
+        "bias": (4,),
+        "shared.gate.weight": (24, width),
+        "shared.up.weight": (24, width),
+        "shared.down.weight": (width, 24),
+    }
+
+
+def test_a_decoder_with_experts_begins_as_one_without(config):
+    """What ends a residual branch is smaller, and the first loss is that of a guess."""
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig.from_dict(config.to_dict() | {"experts": EXPERTS | {"num_experts": 64}}))
+    made = decoder.blocks[1].feed_forward
+    branch_end = 0.02 / math.sqrt(2 * config.num_layers)
+    assert float(made.up.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert float(made.down.detach().std()) == pytest.approx(branch_end, rel=0.05)
+    assert float(made.shared.down.weight.detach().std()) == pytest.approx(branch_end, rel=0.1)
+    assert float(made.router.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_settings_come_back_from_json(config):
+    with_experts = DecoderConfig.from_dict(config.to_dict() | {"experts": EXPERTS})
+    assert DecoderConfig.from_dict(json.loads(json.dumps(with_experts.to_dict()))) == with_experts

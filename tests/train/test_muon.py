@@ -47,6 +47,18 @@ def test_float32_and_bfloat16_give_nearly_the_same_update() -> None:
     assert (exact - rough).norm() / exact.norm() < 0.03
 
 
+def test_each_matrix_of_a_stack_moves_as_it_would_alone() -> None:
+    stack = normal((3, 8, 20), seed=7)
+    together, apart = nn.Parameter(stack.clone()), [nn.Parameter(matrix.clone()) for matrix in stack]
+    both = Muon([together], 0.02, dtype=torch.float32), Muon(apart, 0.02, dtype=torch.float32)
+    together.grad = normal((3, 8, 20), seed=8)
+    for matrix, gradient in zip(apart, together.grad, strict=True):
+        matrix.grad = gradient.clone()
+    for optimizer in both:
+        optimizer.step()
+    torch.testing.assert_close(together, torch.stack(list(apart)))
+
+
 def test_it_takes_matrices_only() -> None:
     with pytest.raises(ValueError, match=r"Muon takes matrices, not a tensor of shape \(4,\)"):
         Muon([nn.Parameter(torch.zeros(4))], 0.1)

@@ -151,6 +151,23 @@ def test_a_run_goes_on_with_longer_texts_and_slower_positions(recipe: Read, fini
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("num_expert = 4", r"unknown key 'num_expert' in \[model.overrides.experts\]; did you mean 'num_experts'"),
+        ("num_experts = 4, top_k = 2", r"\[model.overrides.experts\] lacks 'hidden'"),
+        ("num_experts = 4, top_k = 5, hidden = 8", r"experts.top_k must be at most num_experts \(4\), not 5"),
+        ('num_experts = 4, top_k = "2", hidden = 8', "experts.top_k must be a whole number, not '2'"),
+        ("num_experts = 4, top_k = 2, hidden = 8, layers = [1]", r"experts.layers must be below num_layers \(1\)"),
+    ],
+)
+def test_wrong_experts_are_refused_in_one_line(recipe: Callable[..., Recipe], change: str, said: str) -> None:
+    chosen = recipe("next-token", f"model.overrides.experts={{ {change} }}")
+    with pytest.raises(ValueError, match=said) as refused:
+        build(chosen)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("objective", "override", "expected"),
     [
         ("next-token", "model.overrides.hidden=64", "the decoder's hidden is 48 there, 64 here"),

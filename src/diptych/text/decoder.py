@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diptych.core.attention import Attention, Store, within_window
 from diptych.core.dropout import Dropout
+from diptych.core.experts import Experts, ExpertsConfig
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.few_queries import FEW, additive
 from diptych.core.likelihood import negative_log_likelihood
@@ -38,6 +39,7 @@ class DecoderConfig:
         position: "rotary", "learned" (one vector a place, added to the embedding) or "none".
         rope_scaling: how rotary positions turn more slowly, in a model that was trained on shorter texts.
         norm_eps: of all norms, those of queries and keys included.
+        experts: what takes the place of the feed-forward in some layers or in all; `hidden` is that of the others.
         windows: of each layer, how many tokens attention spans, the token itself included; 0 spans all. () is 0 in all.
         attention_softcap: bends the scores of attention, see `Attention`; 0 leaves them.
         logit_softcap: c bends the logits to c tanh(logit / c); 0 leaves them.
@@ -63,6 +65,7 @@ class DecoderConfig:
     has_qkv_bias: bool = False
     has_output_bias: bool = False
     has_feed_forward_bias: bool = False
+    experts: ExpertsConfig | None = None
     windows: tuple[int, ...] = ()
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
@@ -105,6 +108,11 @@ class DecoderConfig:
                 f"not {list(self.windows)}"
             )
 
+        if self.experts and max(self.experts.layers, default=0) >= self.num_layers:
+            raise ValueError(
+                f"experts.layers must be below num_layers ({self.num_layers}), not {list(self.experts.layers)}"
+            )
+
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
         """Raises: ValueError for a key that is not known, is missing, or has an impossible value."""
@@ -124,7 +132,12 @@ class DecoderConfig:
             scaling = RopeScaling.from_dict(scaling)
         elif scaling is not None and not isinstance(scaling, RopeScaling):
             raise ValueError(f"rope_scaling must be a table of settings, not {scaling!r}")
-        return cls(**{**entries, "windows": tuple(windows), "rope_scaling": scaling})
+        experts = entries.get("experts")
+        if isinstance(experts, Mapping):
+            experts = ExpertsConfig.from_dict(experts)
+        elif experts is not None and not isinstance(experts, ExpertsConfig):
+            raise ValueError(f"experts must be a table of settings, not {experts!r}")
+        return cls(**{**entries, "windows": tuple(windows), "rope_scaling": scaling, "experts": experts})
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, context: int, **overrides: Any) -> Self:
@@ -150,7 +163,13 @@ class DecoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it."""
         scaling = self.rope_scaling and self.rope_scaling.to_dict()
-        return asdict(self) | {"windows": list(self.windows), "rope_scaling": scaling}
+        experts = self.experts and self.experts.to_dict()
+        return asdict(self) | {"windows": list(self.windows), "rope_scaling": scaling, "experts": experts}
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """What a layer has in place of a feed-forward; None where it has one."""
+        has_experts = self.experts and (not self.experts.layers or layer in self.experts.layers)
+        return self.experts if has_experts else None
 
 
 class Cache(Protocol):
@@ -180,7 +199,7 @@ class Cache(Protocol):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = NORMS[config.norm](config.width, config.norm_eps)
         self.attention = Attention(
@@ -195,12 +214,17 @@ class Block(nn.Module):
             softcap=config.attention_softcap,
         )
         self.feed_forward_norm = NORMS[config.norm](config.width, config.norm_eps)
-        self.feed_forward = FeedForward(
-            config.width,
-            config.hidden,
-            activation=config.activation,
-            is_gated=config.is_gated,
-            has_bias=config.has_feed_forward_bias,
+        experts, activation, is_gated = config.experts_of(layer), config.activation, config.is_gated
+        self.feed_forward = (
+            Experts(config.width, experts, activation=activation, is_gated=is_gated)
+            if experts
+            else FeedForward(
+                config.width,
+                config.hidden,
+                activation=activation,
+                is_gated=is_gated,
+                has_bias=config.has_feed_forward_bias,
+            )
         )
         self.dropout = Dropout(config.dropout)
 
@@ -230,7 +254,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width) if config.position == "learned" else None
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = NORMS[config.norm](config.width, config.norm_eps)
         self.head = None if config.ties_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
         self.initialise()
@@ -244,7 +268,7 @@ class Decoder(nn.Module):
                 if name.endswith(".bias"):
                     nn.init.zeros_(parameter)
                 continue
-            is_branch_end = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+            is_branch_end = name.endswith(("attention.output.weight", "down.weight", "feed_forward.down"))
             scale = 1 / math.sqrt(2 * self.config.num_layers) if is_branch_end else 1.0
             nn.init.normal_(parameter, std=INITIAL_DEVIATION * scale)
 

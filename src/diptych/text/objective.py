@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.core.balance import router_losses
 from diptych.core.estimate import Estimate, ratio
+from diptych.core.experts import experts_of
 from diptych.core.likelihood import IGNORED
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.decoder import Decoder
@@ -45,13 +47,23 @@ def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor
     """Mean of -log p(target) over real targets, in nats, float32.
 
     A batch split in parts keeps its gradient when each part's loss is weighted by its `count_targets` over the sum.
+    Where the decoder has experts and trains, the losses on its routers are added; `router_losses` says what of this
+    holds for them.
+
+    Returns:
+        The loss, and its terms for the log; "loss" is the part of the next token alone.
     """
     is_alone = batch.segments.numel() == 1  # one document a row: the triangle needs no mask
     mask = None if is_alone else document_mask(batch.segments)
     total = decoder(batch.tokens, positions=batch.positions, mask=mask, targets=batch.targets)
-    count = (batch.targets != IGNORED).sum()
+    is_real = batch.targets != IGNORED
+    count = is_real.sum()
     loss = total / count.clamp(min=1)
-    return loss, {"loss": float(loss.detach()), "tokens": float(count)}
+    figures = {"loss": float(loss.detach()), "tokens": float(count)}
+    if decoder.training and (layers := experts_of(decoder)):
+        added, more = router_losses(layers, is_real.flatten())
+        loss, figures = loss + added, figures | more
+    return loss, figures
 
 
 @torch.no_grad()

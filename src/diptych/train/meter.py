@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 LONG_ENOUGH = 0.01  # seconds of one product: larger matrices would not be faster
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+GROUPED = ("group_products", "group_outer")
 
 
 class Meter:
@@ -118,14 +119,16 @@ class FlopCounter(TorchDispatchMode):
 
 
 def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Operations of a dispatched operation, if it is a product: by torch's own formulas, and by one for the CPU's
-    attention, which they leave out."""
+    """Operations of a dispatched operation, if it is a product: by torch's own formulas, and by those for the CPU's
+    attention, which they leave out, and for experts (`core.grouped`)."""
     packet = getattr(func, "overloadpacket", None)
     name = getattr(packet, "__name__", "")
     if name == CPU_ATTENTION:
         return 2 * _attention_product(*args[:3])
     if name == f"{CPU_ATTENTION}_backward":
         return 5 * _attention_product(*args[1:4])
+    if name in GROUPED:  # each row with one matrix, whichever that is
+        return 2 * int(args[0].numel() * result.shape[-1])
     formula = flop_registry.get(packet)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 

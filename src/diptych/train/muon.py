@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     that one learning rate suits both.
 
     Args:
-        parameters: matrices only.
+        parameters: matrices, and stacks of them (..., rows, columns), each of which is made orthogonal by itself.
         weight_decay: decoupled.
         dtype: of the orthogonalisation.
 
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim != 2:
+                if parameter.ndim not in (2, 3):
                     raise ValueError(f"Muon takes matrices, not a tensor of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
@@ -85,8 +85,9 @@ class Muon(torch.optim.Optimizer):
                 alike[parameter.shape].append((parameter, parameter.grad.lerp(buffer, momentum)))
             for shape, pairs in alike.items():
                 # A sharded update is gathered: the orthogonal form of a part is not the part of the orthogonal form.
-                updates = orthogonalise(torch.stack([whole(update) for _, update in pairs]), self.dtype)
-                size = 0.2 * math.sqrt(max(shape))
+                stacked = torch.stack([whole(update) for _, update in pairs])
+                updates = orthogonalise(stacked.flatten(0, -3), self.dtype).view(stacked.shape)
+                size = 0.2 * math.sqrt(max(shape[-2:]))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
                     parameter.mul_(1 - rate * group["weight_decay"]).add_(
                         _laid_as(update, parameter), alpha=-rate * size

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from diptych.core.experts import experts_of
 from diptych.train.muon import Muon
 from diptych.train.ranks import Ranks
 from diptych.train.recipe import OptimizerSettings
@@ -23,7 +24,9 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings, compute: torc
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_hidden = {id(p) for p in trained if settings.name == "muon" and p.ndim == 2 and id(p) not in embeddings}
+    stacks = {id(stack) for experts in experts_of(model) for stack in experts.parameters(recurse=False)}
+    is_matrix = {id(p) for p in trained if id(p) in stacks or (p.ndim == 2 and id(p) not in embeddings)}
+    is_hidden = is_matrix if settings.name == "muon" else set()
     rest = [p for p in trained if id(p) not in is_hidden]
     optimizers: list[Optimizer] = []
     for alike in _by_mesh(rest):

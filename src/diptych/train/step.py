@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diptych.core.balance import settle
 from diptych.core.blocked import leave_uncompiled
+from diptych.core.experts import experts_of
 from diptych.train.meter import Meter
 from diptych.train.optimizers import clip_gradients
 from diptych.train.ranks import Ranks
@@ -27,7 +29,7 @@ class Done(NamedTuple):
         loss: mean over everything that the step read, in all processes.
         units: tokens or pictures that it is the mean of.
         gradient_norm: before clipping.
-        figures: the task's own, of the last part.
+        figures: the task's own, of the last part, and how evenly experts were busy in the whole step.
         refused: the name of the first tensor that was not finite, where the step was refused; else "".
         seconds: forward, backward and update together, without the reading.
     """
@@ -83,6 +85,7 @@ class Stepper:
         else:
             model.zero_grad(set_to_none=True)
             refused = self._name(parts, step)
+        figures |= settle(experts_of(model), self.ranks.total, is_refused=bool(refused))
         model.zero_grad(set_to_none=True)
         return Done(loss, int(total), norm, figures, refused, time.perf_counter() - started)
 

@@ -137,8 +137,8 @@ class NextTokenTask:
         return count_targets(batch)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        loss, _ = next_token_loss(self.model, batch)
-        return loss, {}
+        loss, figures = next_token_loss(self.model, batch)
+        return loss, {name: figure for name, figure in figures.items() if name not in ("loss", "tokens")}
 
     def validate(self) -> dict[str, float]:
         """Bits a byte of whole held-out documents of each corpus, in float32."""
