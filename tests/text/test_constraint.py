@@ -161,9 +161,13 @@ def test_a_wrong_constraint_is_one_line_before_any_work(model, constraint, messa
     assert "\n" not in str(caught.value)
 
 
-def test_drafts_do_not_change_a_constrained_text(wide):
+@pytest.mark.parametrize("drafter", ["ngram", "model"])
+def test_drafts_do_not_change_a_constrained_text(wide, drafter):
+    """A draft model keeps to the constraint, too: drafting for itself, the model is always right."""
     settings = {"constraint": {"json_schema": PERSON}, "seed": 3, "max_tokens": 60, "temperature": 1.0}
     alone = wide.generate("Once", **settings).result()
-    drafted = wide.generate("Once", speculate="ngram", draft_tokens=4, **settings).result()
+    speculate = wide if drafter == "model" else drafter
+    drafted = wide.generate("Once", speculate=speculate, draft_tokens=4, **settings).result()
     assert drafted.tokens == alone.tokens
     assert drafted.speculation.accepted > 0
+    assert drafter == "ngram" or drafted.speculation.acceptance_rate == 1

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diptych.text.reader import SHORT, Part, Reader, together
+from diptych.core.few_queries import FEW
+from diptych.text.reader import Part, Reader, together
 
 
 class Counting(Reader):
@@ -67,5 +68,5 @@ def test_padding_is_bounded(seed):
     assert sorted(index for group in groups for index in group) == list(range(12))
     for group in groups:
         width = max(counts[index] for index in group)
-        assert all(width <= max(SHORT, 2 * counts[index]) for index in group)
+        assert all(width <= max(FEW, 2 * counts[index]) for index in group)
     assert len(groups) <= 6

@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.odds import Ids
 
 # White space between the parts of JSON: one space, or a new line with its indent. As any amount is JSON, a model could
 # go on with it for ever.
@@ -80,6 +81,13 @@ class Constraint:
         copy = object.__new__(Constraint)
         copy._ends, copy._size, copy._matcher = self._ends, self._size, self._matcher.deep_copy()
         return copy
+
+
+def forbidden(tokenizer: Tokenizer, constraint: Constraint | None, *, may_end: bool) -> Ids | NDArray[np.bool_] | None:
+    """Tokens that a text cannot go on with: ids, (V,) bool, or None where it can with any."""
+    if constraint:
+        return constraint.forbidden(may_end=may_end)
+    return None if may_end else np.array(sorted(tokenizer.ends), dtype=np.int64)
 
 
 class _Words:

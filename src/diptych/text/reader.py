@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from diptych.core.attention import Attention
+from diptych.core.few_queries import FEW
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
 
 FIRST_LENGTH = 128  # tokens of a slot before the cache grows
 CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
-SHORT = 16  # tokens up to which padding costs little: reading the weights takes longer than using them
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,12 @@ class Reader:
 
 
 def together(counts: dict[int, int]) -> list[list[int]]:
-    """Divide parts, by their numbers of tokens, into calls: none is padded to more than twice its length, or SHORT."""
+    """Divide parts, by their numbers of tokens, into calls: none is padded to more than twice its length, or to FEW,
+    up to which reading the weights takes longer than using them."""
     groups: list[list[int]] = []
     width = 0
     for index in sorted(counts, key=lambda index: -counts[index]):
-        if not groups or width > max(SHORT, 2 * counts[index]):
+        if not groups or width > max(FEW, 2 * counts[index]):
             groups.append([])
             width = counts[index]
         groups[-1].append(index)

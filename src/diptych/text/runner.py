@@ -10,16 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.core.randomness import check_seed, uniform
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.cache import CacheSettings
-from diptych.text.constraint import Constraint
+from diptych.text.constraint import Constraint, forbidden
 from diptych.text.decoder import Decoder
-from diptych.text.odds import Ids, Numbers, Odds, leading, log_total_and_entropy, odds, row
+from diptych.text.odds import Numbers, Odds, leading, log_total_and_entropy, odds, row
 from diptych.text.reader import CHUNK, Part, Reader
 from diptych.text.record import Candidate, FinishReason, Speculated, TextResult, TextStep, trace_of
 from diptych.text.settings import Settings
@@ -160,7 +158,7 @@ class TextRunner:
     def _draft(self, jobs: Sequence[TextJob], drafter: Drafter) -> None:
         """A job that has begun gets guesses at its next tokens, as far as it has a use for them."""
         texts = [
-            Unfinished(job.slot, job.request, [*job.request.prompt_ids, *job.tokens], count)
+            Unfinished(job.slot, job.request, [*job.request.prompt_ids, *job.tokens], count, job.constraint)
             for job in jobs
             if job.tokens and (count := min(job.request.draft_tokens, job.limit - len(job.tokens) - 1))
         ]
@@ -195,15 +193,9 @@ class TextRunner:
     def _step(self, job: TextJob) -> TextStep:
         """Draw the next token of a job from the logits that are there for it."""
         request, scores = job.request, row(job.ahead.pop(0))
-        chances = odds(scores, request.settings, job.prompt, job.tokens, self._forbidden(job))
+        barred = forbidden(self.tokenizer, job.constraint, may_end=len(job.tokens) >= request.settings.min_tokens)
+        chances = odds(scores, request.settings, job.prompt, job.tokens, barred)
         return self._take(job, chances.draw(request.u(len(job.steps))), scores, chances)
-
-    def _forbidden(self, job: TextJob) -> Ids | NDArray[np.bool_] | None:
-        """Tokens that the text cannot go on with."""
-        may_end = len(job.tokens) >= job.request.settings.min_tokens
-        if job.constraint:
-            return job.constraint.forbidden(may_end=may_end)
-        return None if may_end else np.array(sorted(self.tokenizer.ends), dtype=np.int64)
 
     def _take(self, job: TextJob, token: int, scores: Numbers, chances: Odds) -> TextStep:
         """Append a token to a job; the step that tells of it, with the logits and the odds that it was drawn from."""

@@ -21,7 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from torch import Tensor
+
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.constraint import Constraint, forbidden
 from diptych.text.odds import odds, row
 from diptych.text.reader import Part, Reader
 
@@ -35,15 +38,20 @@ LONGEST = 3  # tokens that a lookup compares at most
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A text to guess on: `ids` are its prompt and all that was drawn, `count` is how many tokens are of use.
+    """A text to guess on.
 
-    Its `slot` is no other unfinished text's.
+    Args:
+        slot: no other unfinished text's.
+        ids: its prompt and all that was drawn.
+        count: how many tokens are of use.
+        constraint: of the text as far as it was drawn; not to be moved on.
     """
 
     slot: int
     request: "TextRequest"
     ids: list[int]
     count: int
+    constraint: Constraint | None = None
 
 
 class Drafter(Protocol):
@@ -131,8 +139,40 @@ class _Draft:
     slot: int
     read: list[int] = field(default_factory=list)
 
-    def unread(self, ids: list[int]) -> list[int]:
-        return ids[len(self.read) :]
+
+class _Ahead:
+    """One draft being written on from its text."""
+
+    def __init__(self, text: Unfinished, draft: _Draft, tokenizer: Tokenizer) -> None:
+        self.text, self.draft, self._tokenizer = text, draft, tokenizer
+        self.ids = list(text.ids)
+        self._constraint = text.constraint.fork() if text.constraint else None
+
+    @property
+    def drafted(self) -> list[int]:
+        return self.ids[len(self.text.ids) :]
+
+    @property
+    def goes_on(self) -> bool:
+        has_ended = bool(self.drafted) and self.ids[-1] in self._tokenizer.ends
+        is_complete = self._constraint is not None and self._constraint.is_complete
+        return len(self.drafted) < self.text.count and not has_ended and not is_complete
+
+    def part(self) -> Part:
+        """What the draft model reads next."""
+        return Part(self.draft.slot, self.ids[len(self.draft.read) :])
+
+    def write(self, logits: Tensor) -> None:
+        """Draw as the text itself will: the same controls at the same u."""
+        self.draft.read = list(self.ids)
+        request = self.text.request
+        written = self.ids[len(request.prompt_ids) :]
+        barred = forbidden(self._tokenizer, self._constraint, may_end=len(written) >= request.settings.min_tokens)
+        chances = odds(row(logits), request.settings, request.prompt_ids, written, barred)
+        token = chances.draw(request.u(len(written)))
+        self.ids.append(token)
+        if self._constraint:
+            self._constraint.accept(token)
 
 
 class DraftModel:
@@ -148,26 +188,15 @@ class DraftModel:
         self._drafts: dict[int, _Draft] = {}
 
     def draft(self, texts: Sequence[Unfinished]) -> list[list[int]]:
-        going = [(text, self._caught_up(text), list(text.ids)) for text in texts]
-        drafted = [ids for _, _, ids in going]
-        while going := [(text, draft, ids) for text, draft, ids in going if self._goes_on(text, ids)]:
-            rows = self._reader.read([Part(draft.slot, draft.unread(ids)) for _, draft, ids in going])
-            for (text, draft, ids), logits in zip(going, rows, strict=True):
-                draft.read = list(ids)
-                request, step = text.request, len(ids) - len(text.request.prompt_ids)
-                scores = row(logits[-1, : self._tokenizer.size])
-                chances = odds(scores, request.settings, request.prompt_ids, ids[len(request.prompt_ids) :])
-                ids.append(chances.draw(request.u(step)))
-        return [ids[len(text.ids) :] for text, ids in zip(texts, drafted, strict=True)]
+        drafts = [_Ahead(text, self._caught_up(text), self._tokenizer) for text in texts]
+        while going := [one for one in drafts if one.goes_on and len(one.ids) <= self._context]:
+            for one, logits in zip(going, self._reader.read([one.part() for one in going]), strict=True):
+                one.write(logits[-1, : self._tokenizer.size])
+        return [one.drafted for one in drafts]
 
     def forget(self, slot: int) -> None:
         if draft := self._drafts.pop(slot, None):
             self._reader.cache.release(draft.slot)
-
-    def _goes_on(self, text: Unfinished, ids: list[int]) -> bool:
-        """Nothing follows an end, and nothing is read past the context."""
-        has_ended = len(ids) > len(text.ids) and ids[-1] in self._tokenizer.ends
-        return len(ids) < len(text.ids) + text.count and not has_ended and len(ids) <= self._context
 
     def _caught_up(self, text: Unfinished) -> _Draft:
         """Where the text went another way than was drafted, what was read of that way is taken back."""
