@@ -3,6 +3,7 @@
 Everything is float32, where rounding is too small to turn a draw of these seeds.
 """
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from diptych.text.model import TextModel
 from diptych.text.record import Speculated
 from diptych.text.runner import TextRequest, TextRunner
 from diptych.text.settings import Settings
-from diptych.text.speculation import NgramLookup, Unfinished
+from diptych.text.speculation import NgramLookup, Unfinished, drafter_of
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,31 @@ def test_jobs_with_and_without_speculation_share_a_batch(model, near):
         assert (results[index].speculation is None) == (index % 2 == 0)
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_drafts_may_be_longer_than_a_chunk_of_the_prompt(model, chunk):
+    settings = Settings(max_tokens=25, temperature=1.0)
+    request = TextRequest(model.prompt_ids("The cat saw"), settings, seed=1, draft_tokens=6)
+    runner = TextRunner(model.decoder, model.tokenizer, chunk=chunk, drafter=drafter_of(model, model.tokenizer))
+    job = runner.admit(request)
+    while not job.is_done:
+        runner.advance([job])
+    plain = model.generate("The cat saw", seed=1, max_tokens=25, temperature=1.0).result()
+    assert runner.finish(job).tokens == plain.tokens
+
+
+def test_a_finished_text_is_forgotten_by_its_drafter(model, near):
+    """One slot of the draft model is enough for many texts, one after another."""
+    drafter = drafter_of(near, model.tokenizer)
+    runner = TextRunner(model.decoder, model.tokenizer, drafter=drafter)
+    for seed in range(3):
+        job = runner.admit(TextRequest([5, 6], Settings(max_tokens=9, temperature=1.0), seed=seed, draft_tokens=2))
+        while not job.is_done:
+            runner.advance([job])
+        runner.finish(job)
+        assert len(drafter._reader.cache.lengths) == 1
+        assert drafter._reader.cache.lengths == [0]
+
+
 def test_several_samples_with_speculation_are_those_without(model, near):
     plain = model.generate("The cat", n=3, seed=1, max_tokens=25, temperature=1.0).results()
     drafted = model.generate("The cat", n=3, seed=1, max_tokens=25, temperature=1.0, speculate=near).results()
@@ -129,56 +155,46 @@ def test_several_samples_with_speculation_are_those_without(model, near):
     assert all(result.speculation.tokens_per_call > 1 for result in drafted)
 
 
-def test_the_distribution_is_the_models_own(config):
-    """Chi-square of the second and third of three tokens over a vocabulary of 258 folded into 8 classes, drafted by a
-    model of other weights, against odds computed without drawing: 1,500 texts."""
-    tokenizer = Tokenizer.train((), 258)
-    sizes = config.to_dict() | {"vocab_size": 258, "num_layers": 1, "context": 8}
-    models = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        decoder = Decoder(type(config).from_dict(sizes)).eval()
-        with torch.no_grad():
-            for parameter in decoder.parameters():
-                if parameter.ndim > 1:
-                    parameter.mul_(6)
-        models.append(TextModel(f"model-{seed}", decoder, tokenizer))
-    model, draft = models
-    folds = torch.arange(258) % 8
-
-    prompt, texts = [60], 1500
-    runner, drawn, accepted, calls = model.runner(speculate=draft), Counter(), 0, 0
-    jobs = [
-        runner.admit(
-            TextRequest(prompt, Settings(max_tokens=3, temperature=1.0, min_p=0), seed=7, sample=sample, draft_tokens=2)
-        )
-        for sample in range(texts)
-    ]
-    for _ in range(3):
-        runner.advance([job for job in jobs if not job.is_done])
-    whole = [job.tokens for job in jobs if len(job.tokens) == 3]
-    results = [runner.finish(job) for job in jobs]
-    accepted = sum(result.speculation.accepted for result in results)
-    calls = sum(result.speculation.calls for result in results)
-    assert 0 < accepted < 2 * texts
-    assert calls < sum(len(result.tokens) for result in results)
-
+def test_the_distribution_is_the_models_own(model, config):
+    """Chi-square of 4,000 texts of four tokens from a vocabulary of three (a bias leaves no others), drafted by a model
+    with other weights, against the probability of each of the 81 texts, which the decoder gives without drawing."""
+    torch.manual_seed(1)
+    decoder = Decoder(config).eval()
     with torch.no_grad():
-        first = model.decoder(torch.tensor([prompt]))[0, -1].double().softmax(-1)
-        pairs = torch.tensor([[60, token] for token in range(258)])
-        second = model.decoder(pairs)[:, -1].double().softmax(-1)
-    ends = torch.tensor([id not in tokenizer.ends for id in range(258)])
-    joint = (first * ends)[:, None] * second * ends
-    joint = joint / joint.sum()
-    classes = torch.zeros(8, 8, dtype=torch.float64).index_put_(
-        (folds[:, None].expand(258, 258), folds[None].expand(258, 258)), joint, accumulate=True
+        for parameter in decoder.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    draft = TextModel("another", decoder, model.tokenizer)
+    prompt, vocabulary, count = [60], [40, 50, 70], 4000
+    settings = Settings(
+        max_tokens=4, temperature=2.0, min_p=0, logit_bias=dict.fromkeys(vocabulary, 80.0), num_candidates=1
     )
-    drawn = Counter((int(folds[a]), int(folds[b])) for a, b, _ in whole)
-    seen = torch.tensor([[drawn[(a, b)] for b in range(8)] for a in range(8)], dtype=torch.float64)
-    expected = classes * len(whole)
-    assert expected.min() > 5
-    chi_square = float(((seen - expected) ** 2 / expected).sum())
-    assert 63 - 4 * (2 * 63) ** 0.5 < chi_square < 63 + 4 * (2 * 63) ** 0.5
+    runner = model.runner(slots=count, speculate=draft)
+    jobs = [
+        runner.admit(TextRequest(prompt, settings, seed=7, sample=sample, draft_tokens=3)) for sample in range(count)
+    ]
+    for _ in range(4):
+        runner.advance(jobs)
+    results = [runner.finish(job) for job in jobs]
+    share = sum(result.speculation.accepted for result in results) / sum(
+        result.speculation.drafted for result in results
+    )
+    assert 0.2 < share < 0.8
+
+    texts = torch.tensor(list(itertools.product(vocabulary, repeat=4)))
+    with torch.no_grad():
+        logits = model.decoder(torch.cat((torch.full((81, 1), 60), texts[:, :-1]), dim=1))[..., vocabulary]
+    places = (texts[..., None] == torch.tensor(vocabulary)).int().argmax(-1, keepdim=True)
+    chances = (logits.double() / 2.0).softmax(-1).gather(-1, places)[..., 0].prod(-1)  # (81,)
+    assert float(chances.sum()) == pytest.approx(1.0)
+    drawn = Counter(tuple(result.tokens) for result in results)
+    seen = torch.tensor([drawn[tuple(text)] for text in texts.tolist()], dtype=torch.float64)
+    assert seen.sum() == count
+    expected = chances * count
+    is_rare = expected < 5  # counted as one
+    seen, expected = (torch.cat((x[~is_rare], x[is_rare].sum()[None])) for x in (seen, expected))
+    freedom = len(seen) - 1
+    assert freedom > 20
+    assert abs(float(((seen - expected) ** 2 / expected).sum()) - freedom) < 4 * (2 * freedom) ** 0.5
 
 
 @pytest.mark.parametrize(
