@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from tokenizers import Tokenizer as Engine
-from transformers import GPT2Config, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    StableLmConfig,
+)
 from transformers.models.auto import AutoModelForCausalLM
 
 SIZES = {
@@ -22,6 +32,8 @@ THETA = {"rope_theta": 500000.0, "rope_type": "default"}
 LLAMA_3_1 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA_3_1 |= {"original_max_position_embeddings": 32, "rope_theta": 500000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e6}
+
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 
 class Published(NamedTuple):
@@ -60,6 +72,16 @@ KINDS = {
         *QWEN,
     ),
     "qwen-3": Published(Qwen3Config, SIZES | {"head_dim": 16, "tie_word_embeddings": True}, *QWEN),
+    "mixtral": Published(MixtralConfig, SIZES | {"num_local_experts": 4}, "mistral", "<s>", "</s>"),
+    "qwen-3-moe": Published(
+        Qwen3MoeConfig,
+        SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1]},
+        *QWEN,
+    ),
+    "qwen-3-moe-unnormalised": Published(
+        Qwen3MoeConfig, SIZES | EXPERTS | {"sliding_window": 8, "use_sliding_window": True}, *QWEN
+    ),
+    "stablelm": Published(StableLmConfig, SIZES | {"partial_rotary_factor": 1.0, "use_qkv_bias": True}, *LLAMA_3),
 }
 
 

@@ -10,6 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 import diptych
 from diptych.core import weights
+from diptych.core.positions import RopeScaling
 from diptych.interop.configs import ARCHITECTURES, architecture_for, decoder_config
 from diptych.interop.folder import write_folder
 from diptych.text.decoder import DecoderConfig
@@ -138,9 +139,18 @@ def test_a_decoder_that_nobody_else_has_is_not_exported(tmp_path, tiny_quill):
     """The message says what the nearest architecture would do otherwise."""
     quill = TextModel.load(tiny_quill)
     quill.decoder.config = quill.config = DecoderConfig.from_dict(quill.config.to_dict() | {"logit_softcap": 30.0})
-    with pytest.raises(ValueError, match="nearest is Qwen3ForCausalLM, whose logit_softcap is"):
+    with pytest.raises(ValueError, match=r"nearest is Qwen3ForCausalLM, but there logit_softcap is 0\.0, here 30\.0$"):
         write_folder(quill, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_ntk_scaling_is_written_as_the_theta_that_it_is(tmp_path, tiny_quill):
+    longer = TextModel.load(tiny_quill).stretched(8192, "ntk")
+    write_folder(longer, tmp_path / "out")
+    again = diptych.load(str(tmp_path / "out"))
+    assert (again.config.context, again.config.rope_scaling) == (8192, None)
+    tokens = torch.arange(200)[None]
+    torch.testing.assert_close(again.decoder.float()(tokens), longer.decoder.float()(tokens))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +163,9 @@ def test_a_decoder_that_nobody_else_has_is_not_exported(tmp_path, tiny_quill):
         ("Qwen3ForCausalLM", {"windows": (7, 0), "dropout": 0.1}),
         ("Qwen3ForCausalLM", {"rope_theta": 5e5, "has_qkv_bias": True, "has_output_bias": True}),
         ("StableLmForCausalLM", {"has_qk_norm": False, "norm": "layer", "has_qkv_bias": True}),
+        ("Qwen3ForCausalLM", {"rope_scaling": RopeScaling("yarn", 2.0, 32, beta_fast=20.0)}),
+        ("Qwen3ForCausalLM", {"rope_scaling": RopeScaling("dynamic", 2.0, 32)}),
+        ("Qwen3ForCausalLM", {"rope_scaling": RopeScaling("linear", 2.0)}),
     ],
 )
 def test_switches_find_the_architecture_that_has_them(architecture, switches):

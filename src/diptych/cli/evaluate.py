@@ -54,10 +54,11 @@ def evaluate(
 ) -> None:
     """Measure a model on data that it did not learn from: bits per byte of text; pictures of held-out scenes and the
     denoising loss; what an autoencoder keeps; which caption belongs to which picture."""
+    from diptych.interop.folder import is_published
     from diptych.models import find
 
     directory, config = find(model)
-    kind = str(config.get("panel") or config.get("kind"))
+    kind = "text" if is_published(config) else str(config.get("panel") or config.get("kind"))
     _check(model, kind, on, sheet, dtype)
     if (lengths or rope_scaling) and (kind != "text" or on != PASSKEY):
         raise UsageError(f"--lengths and --rope-scaling are for a model that writes, --on {PASSKEY}")

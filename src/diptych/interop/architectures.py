@@ -52,12 +52,15 @@ class Architecture:
         keys: setting of `DecoderConfig` -> key of config.json.
         fixed: settings that it has always so; other decoders are not of this architecture.
         absent: what a key of config.json that is left out stands for.
+        spellings: other spellings of keys -> that of `keys`.
         only: keys of config.json of which one value alone is supported.
         windows: how layers get a sliding window: never; all of them; all if switched on; by "layer_types".
         names: module of the decoder -> module there.
         prefix: of the names there, which checkpoints of the network without its head leave out.
         fused: there one tensor holds several of ours, in order.
         transposed: modules there whose weights are (in, out).
+        expert_keys: setting of `ExpertsConfig` -> key of config.json, where layers have experts.
+        expert_names: what is stacked in an `Experts` -> tensor there; the second "{}" is the expert's number.
     """
 
     name: str
@@ -65,12 +68,15 @@ class Architecture:
     keys: Mapping[str, str] = field(default_factory=lambda: RMS)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     absent: Mapping[str, Any] = field(default_factory=dict)
+    spellings: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     windows: Windows = "none"
     names: Mapping[str, str] = field(default_factory=lambda: NAMES)
     prefix: str = "model."
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
+    expert_keys: Mapping[str, str] = field(default_factory=dict)
+    expert_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_rotary(self) -> bool:
@@ -101,7 +107,7 @@ ROWS = (
         "Qwen2ForCausalLM",
         "qwen2",
         fixed={"has_qk_norm": False, "has_qkv_bias": True},
-        absent={"rms_norm_eps": 1e-6},
+        absent={"sliding_window": 4096, "rms_norm_eps": 1e-6},
         windows="by layer",
     ),
     Architecture(
@@ -109,8 +115,55 @@ ROWS = (
         "qwen3",
         keys=RMS | {"has_qkv_bias": "attention_bias", "has_output_bias": "attention_bias"},
         fixed={"has_qk_norm": True},
-        absent={"attention_bias": False, "head_dim": 128, "rms_norm_eps": 1e-6},
+        absent={"attention_bias": False, "head_dim": 128, "sliding_window": 4096, "rms_norm_eps": 1e-6},
         windows="by layer",
+    ),
+    Architecture(
+        "MixtralForCausalLM",
+        "mixtral",
+        fixed={"has_qk_norm": False},
+        absent={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001},
+        windows="all",
+        expert_keys={
+            "num_experts": "num_local_experts",
+            "top_k": "num_experts_per_tok",
+            "hidden": "intermediate_size",
+        },
+        expert_names={
+            "router": "model.layers.{}.block_sparse_moe.gate.weight",
+            "gate": "model.layers.{}.block_sparse_moe.experts.{}.w1.weight",
+            "up": "model.layers.{}.block_sparse_moe.experts.{}.w3.weight",
+            "down": "model.layers.{}.block_sparse_moe.experts.{}.w2.weight",
+        },
+    ),
+    Architecture(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        keys=RMS | {"has_qkv_bias": "attention_bias", "has_output_bias": "attention_bias"},
+        fixed={"has_qk_norm": True},
+        absent={
+            "attention_bias": False,
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-6,
+            "norm_topk_prob": False,
+            "mlp_only_layers": [],
+            "decoder_sparse_step": 1,
+            "router_aux_loss_coef": 0.001,
+        },
+        spellings={"num_local_experts": "num_experts"},
+        windows="switched",
+        expert_keys={
+            "num_experts": "num_experts",
+            "top_k": "num_experts_per_tok",
+            "hidden": "moe_intermediate_size",
+            "normalises": "norm_topk_prob",
+        },
+        expert_names={
+            "router": "model.layers.{}.mlp.gate.weight",
+            "gate": "model.layers.{}.mlp.experts.{}.gate_proj.weight",
+            "up": "model.layers.{}.mlp.experts.{}.up_proj.weight",
+            "down": "model.layers.{}.mlp.experts.{}.down_proj.weight",
+        },
     ),
     Architecture(
         "GPT2LMHeadModel",

@@ -3,10 +3,11 @@
 What the decoder cannot do is refused by the key that asks for it: a model that opens computes what its authors' does.
 """
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from diptych.core.experts import ExpertsConfig
 from diptych.core.positions import RopeScaling
 from diptych.core.spelling import unknown
 from diptych.interop.architectures import ARCHITECTURES, Architecture
@@ -64,7 +65,7 @@ def decoder_config(entries: Mapping[str, Any]) -> DecoderConfig:
         ValueError: naming the key that is missing, has an impossible value, or asks for what the decoder cannot do.
     """
     row = architecture_of(entries)
-    entries = {**row.absent, **entries}
+    entries = {**row.absent, **{row.spellings.get(key, key): value for key, value in entries.items()}}
     _check_supported(row, entries)
     settings: dict[str, Any] = dict(row.fixed)
     for name, key in row.keys.items():
@@ -83,6 +84,8 @@ def decoder_config(entries: Mapping[str, Any]) -> DecoderConfig:
     windows = _windows(row, entries, settings["num_layers"])
     if any(windows):
         settings["windows"] = windows
+    if row.expert_keys:
+        settings["experts"] = _experts(row, entries, settings["num_layers"])
     return DecoderConfig.from_dict(settings)
 
 
@@ -98,7 +101,7 @@ def config_json(config: DecoderConfig, row: Architecture) -> dict[str, Any]:
             written[row.keys["context"]] = config.rope_scaling.original_context
         if "partial_rotary_factor" in row.absent:
             written["partial_rotary_factor"] = 1.0
-    return written | _written_windows(row, config)
+    return written | _written_windows(row, config) | _written_experts(row, config)
 
 
 def architecture_for(config: DecoderConfig) -> tuple[Architecture, dict[str, Any]]:
@@ -107,24 +110,60 @@ def architecture_for(config: DecoderConfig) -> tuple[Architecture, dict[str, Any
     Raises:
         ValueError: there is none; the message says what the nearest lacks.
     """
-    wanted = replace(config, dropout=0.0, windows=config.windows if any(config.windows) else ())
-    differences: dict[str, str] = {}
+    config = _without_ntk(config)
+    wanted = _without_training(config)
+    differences: dict[str, list[str]] = {}
     for row in ARCHITECTURES.values():
-        written = config_json(wanted, row)
+        if bool(row.expert_keys) != (config.experts is not None):
+            continue
+        written = config_json(config, row)
         try:
-            found = decoder_config(written)
+            found = _without_training(decoder_config(written))
         except ValueError as error:
-            differences[row.name] = str(error)
+            differences[row.name] = [str(error)]
             continue
         if found == wanted:
             return row, written
-        differences[row.name] = ", ".join(
-            f"{name} is {_shown(getattr(found, name))}, here {_shown(getattr(wanted, name))}"
-            for name in (entry.name for entry in fields(wanted))
-            if getattr(found, name) != getattr(wanted, name)
-        )
-    nearest = min(differences, key=lambda name: differences[name].count(","))
-    raise ValueError(f"no architecture there computes the same; nearest is {nearest}, whose {differences[nearest]}")
+        differences[row.name] = _differences(found, wanted)
+    nearest = min(differences, key=lambda name: len(differences[name]))
+    raise ValueError(f"no architecture computes the same; nearest is {nearest}, but {'; '.join(differences[nearest])}")
+
+
+def _differences(found: DecoderConfig, wanted: DecoderConfig) -> list[str]:
+    """What differs, in words; settings within experts and scaling by themselves."""
+    there, here = (dict(_flat(config.to_dict())) for config in (found, wanted))
+    differing = [name for name in here if there.get(name) != here[name]]
+    return [f"there {name} is {there.get(name)}, here {here[name]}" for name in differing]
+
+
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", deep) for inner, deep in value.items())
+        else:
+            yield name, value
+
+
+def _without_ntk(config: DecoderConfig) -> DecoderConfig:
+    """The NTK-aware scaling, which others do not know by name, as the larger theta that it is."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "ntk":
+        return config
+    theta = config.rope_theta * scaling.factor ** (config.head_dim / (config.head_dim - 2))
+    return replace(config, rope_theta=theta, rope_scaling=None)
+
+
+def _without_training(config: DecoderConfig) -> DecoderConfig:
+    """The config with what changes nothing that the decoder computes in evaluation as if left out."""
+    plain = replace(config, dropout=0.0, windows=config.windows if any(config.windows) else ())
+    experts = config.experts
+    if experts is None:
+        return plain
+    if len(experts.layers) in (0, config.num_layers):  # no layer has the other feed-forward
+        plain, experts = replace(plain, hidden=experts.hidden), replace(experts, layers=())
+    balance = experts.balance if experts.balance == "bias" else "none"
+    idle = replace(experts, balance=balance, balance_weight=0.0, bias_rate=0.0, z_loss_weight=0.0)
+    return replace(plain, experts=idle)
 
 
 def _shown(value: Any) -> str:
@@ -198,8 +237,9 @@ def _rope(entries: Mapping[str, Any], context: int) -> dict[str, Any]:
     if kind != "linear":
         settings.setdefault("original_context", context)
     scaling = RopeScaling.from_dict({"kind": kind, "factor": _number("factor", found.get("factor")), **settings})
-    longest = max(context, int(scaling.factor * scaling.original_context))
-    return {"rope_theta": _number("rope_theta", theta), "rope_scaling": scaling, "context": longest}
+    if kind in ("yarn", "dynamic"):  # often switched on without a word about the context that it gives
+        context = max(context, int(scaling.factor * scaling.original_context))
+    return {"rope_theta": _number("rope_theta", theta), "rope_scaling": scaling, "context": context}
 
 
 def _rope_parameters(config: DecoderConfig) -> dict[str, Any]:
@@ -243,3 +283,37 @@ def _written_windows(row: Architecture, config: DecoderConfig) -> dict[str, Any]
         written["layer_types"] = ["sliding_attention" if span else "full_attention" for span in spans]
         written["max_window_layers"] = 0 if window else config.num_layers
     return written
+
+
+def _experts(row: Architecture, entries: Mapping[str, Any], num_layers: int) -> ExpertsConfig | None:
+    """None where every layer has a feed-forward. The losses on the load are those that transformers trains with."""
+    step, dense = entries.get("decoder_sparse_step", 1), entries.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ValueError(f"'mlp_only_layers' must be a list of layers, not {dense!r}")
+    step = _whole("decoder_sparse_step", step)
+    layers = tuple(layer for layer in range(num_layers) if layer not in dense and (layer + 1) % step == 0)
+    missing = [key for key in row.expert_keys.values() if key not in entries]
+    if missing:
+        raise ValueError(f"it has no '{missing[0]}'")
+    if not layers:
+        return None
+    settings = {name: entries[key] for name, key in row.expert_keys.items()}
+    return ExpertsConfig(
+        **settings,
+        balance="pooled",
+        balance_weight=_number("router_aux_loss_coef", entries["router_aux_loss_coef"]),
+        z_loss_weight=0.0,
+        layers=() if len(layers) == num_layers else layers,
+    )
+
+
+def _written_experts(row: Architecture, config: DecoderConfig) -> dict[str, Any]:
+    experts = config.experts
+    if not row.expert_keys or experts is None:
+        return {}
+    written = {key: getattr(experts, name) for name, key in row.expert_keys.items()}
+    if "mlp_only_layers" in row.absent:
+        layers = experts.layers or range(config.num_layers)
+        written["mlp_only_layers"] = [layer for layer in range(config.num_layers) if layer not in layers]
+    weight = experts.balance_weight if experts.balance in ("loss", "pooled") else 0.0
+    return {**written, "router_aux_loss_coef": weight}

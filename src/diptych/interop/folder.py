@@ -14,8 +14,8 @@ from diptych.core.tokenizer import BESIDE, Tokenizer
 from diptych.interop import generation_config
 from diptych.interop.configs import architecture_for, architecture_of, decoder_config
 from diptych.interop.tensors import decoder_tensors, published_tensors
+from diptych.text import chat_template
 from diptych.text.chat_template import FILE as TEMPLATE
-from diptych.text.chat_template import read_template
 from diptych.text.decoder import Decoder
 from diptych.text.model import TextModel
 
@@ -42,12 +42,12 @@ def open_folder(directory: str | Path, *, device: str | None = None, dtype: str 
     _check_files(directory)
     about = generation_config.read(directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.json", generation_config.ends(about, entries))
+    tensors = decoder_tensors(directory, config, row)  # checked before room for them is made
     decoder = Decoder(config)
-    weights.fill(decoder, decoder_tensors(directory, config, row), directory)
+    weights.fill(decoder, tensors, directory)
     decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
-    defaults = generation_config.defaults(about)
+    name, template, defaults = directory.resolve().name, _chat_template(directory), generation_config.defaults(about)
     try:
-        name, template = directory.resolve().name, read_template(directory)
         return TextModel(name, decoder, tokenizer, chat_template=template, defaults=defaults)
     except ValueError as error:
         raise ValueError(f"'{directory}' cannot be opened: {error}") from error
@@ -91,6 +91,8 @@ def write_folder(model: TextModel, directory: str | Path, card: str | None = Non
     }
     if model.chat_template is not None:
         texts[TEMPLATE] = model.chat_template
+    if model.chat_template is not None:
+        texts[chat_template.FILE] = model.chat_template
     weights.save(directory, config, tensors, card=card, texts=texts)
     return row.name
 
@@ -111,6 +113,18 @@ def _check_files(directory: Path) -> None:
             "opened. Get the model's safetensors files, or have transformers write them: "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
         )
+
+
+def _chat_template(directory: Path) -> str | None:
+    """The template's source: of its own file, else of tokenizer_config.json, which may hold several by name."""
+    found = chat_template.read_template(directory)
+    path = directory / BESIDE
+    if found is None and path.is_file():
+        listed = weights.read_object(path).get("chat_template")
+        if isinstance(listed, list):
+            listed = {one.get("name"): one.get("template") for one in listed if isinstance(one, dict)}.get("default")
+        found = listed if isinstance(listed, str) else None
+    return found
 
 
 def _rules_of_their_own(tokenizer: Tokenizer) -> str:

@@ -21,50 +21,61 @@ NO_WEIGHTS = re.compile(r"(\.attn\.(masked_)?bias|\.rotary_emb\.inv_freq)$")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of ours lies: the `part`-th of `parts` equal parts of the rows of the tensor `name` there.
+    """Where a tensor of ours lies there.
 
     Args:
+        names: of the tensor there; of those of all experts where ours is their stack.
         shape: of ours.
-        is_transposed: there its last two axes are exchanged.
+        part, parts: ours is the `part`-th of `parts` equal parts of the rows there.
+        is_transposed: there the two axes are exchanged.
     """
 
-    name: str
+    names: tuple[str, ...]
     shape: tuple[int, ...]
     part: int = 0
     parts: int = 1
     is_transposed: bool = False
+    is_stack: bool = False
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
-        """Of the tensor there."""
-        whole = (self.shape[0] * self.parts, *self.shape[1:])
+        """Of each tensor there."""
+        own = self.shape[1:] if self.is_stack else self.shape
+        whole = (own[0] * self.parts, *own[1:])
         return whole[::-1] if self.is_transposed else whole
 
-    def cut(self, whole: Tensor) -> Tensor:
-        """Ours out of the tensor there, without a copy."""
-        turned = whole.mT if self.is_transposed else whole
-        return turned.chunk(self.parts)[self.part]
+    def cut(self, found: Mapping[str, Tensor]) -> Tensor:
+        """Ours, out of the tensors there; a copy only of what is stacked."""
+        if self.is_stack:
+            return torch.stack([found[name] for name in self.names])
+        whole = found[self.names[0]]
+        return (whole.mT if self.is_transposed else whole).chunk(self.parts)[self.part]
 
 
 def places(config: DecoderConfig, row: Architecture) -> dict[str, Place]:
     """Where each tensor of the decoder lies in a checkpoint of that architecture."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
-    fused = {
-        module: (whole, part, len(modules))
-        for whole, modules in row.fused.items()
-        for part, module in enumerate(modules)
-    }
-    found = {}
-    for name, shape in shapes.items():
-        module, leaf = name.rsplit(".", 1)
-        layer = re.match(r"blocks\.(\d+)\.", module)
-        pattern = re.sub(r"^blocks\.\d+", "blocks.{}", module)
-        whole, part, parts = fused[pattern] if pattern in fused else (row.names[pattern], 0, 1)
-        there = whole.format(layer[1]) if layer else whole
-        is_transposed = leaf == "weight" and there.endswith(row.transposed)
-        found[name] = Place(f"{there}.{leaf}", shape, part, parts, is_transposed)
-    return found
+    return {name: _place(name, shape, row) for name, shape in shapes.items()}
+
+
+def _place(name: str, shape: tuple[int, ...], row: Architecture) -> Place:
+    module, leaf = name.rsplit(".", 1)
+    layer = re.match(r"blocks\.(\d+)\.", module)
+    pattern = re.sub(r"^blocks\.\d+", "blocks.{}", module)
+    if pattern == "blocks.{}.feed_forward" and layer:  # its parameters are those of experts
+        there = row.expert_names[leaf]
+        is_stack = there.count("{}") > 1
+        names = tuple(there.format(layer[1], expert) for expert in range(shape[0] if is_stack else 1))
+        return Place(names, shape, is_stack=is_stack)
+    for fused, modules in row.fused.items():
+        if pattern in modules:
+            there, part, parts = fused, modules.index(pattern), len(modules)
+            break
+    else:
+        there, part, parts = row.names[pattern], 0, 1
+    there = there.format(layer[1]) if layer else there
+    return Place((f"{there}.{leaf}",), shape, part, parts, leaf == "weight" and there.endswith(row.transposed))
 
 
 def decoder_tensors(directory: str | Path, config: DecoderConfig, row: Architecture) -> Iterator[tuple[str, Tensor]]:
@@ -77,28 +88,34 @@ def decoder_tensors(directory: str | Path, config: DecoderConfig, row: Architect
     found = {name: tensor for name, tensor in found.items() if not NO_WEIGHTS.search(name)}
     if not any(name.startswith(row.prefix) for name in found):  # saved without the head, and so without the prefix
         found = {name if name.startswith("lm_head.") else row.prefix + name: tensor for name, tensor in found.items()}
+    if config.num_layers > len(found):
+        raise ValueError(
+            f"'{directory}' does not fit its config.json: it has not the tensors of {config.num_layers} layers"
+        )
     where = places(config, row)
     head = found.pop("lm_head.weight", None) if config.ties_embeddings else None
-    if head is not None and not torch.equal(head, found.get(where["embedding.weight"].name, head)):
+    if head is not None and not torch.equal(head, found.get(where["embedding.weight"].names[0], head)):
         raise ValueError(
             f"'{directory}' does not fit its config.json: tie_word_embeddings is true, but 'lm_head.weight' is not the "
             "embedding"
         )
-    _check({place.name: place.whole_shape for place in where.values()}, found, directory)
-    for name, place in where.items():
-        yield name, place.cut(found[place.name])
+    _check({name: place.whole_shape for place in where.values() for name in place.names}, found, directory)
+    return ((name, place.cut(found)) for name, place in where.items())
 
 
 def published_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, row: Architecture) -> dict[str, Tensor]:
     """The decoder's tensors as a checkpoint of that architecture has them."""
-    parts: dict[str, list[tuple[Place, Tensor]]] = {}
+    fused: dict[str, list[tuple[Place, Tensor]]] = {}
     for name, place in places(config, row).items():
-        parts.setdefault(place.name, []).append((place, weights.whole(tensors[name])))
+        tensor = weights.whole(tensors[name])
+        pieces = tensor.unbind() if place.is_stack else [tensor]
+        for there, piece in zip(place.names, pieces, strict=True):
+            fused.setdefault(there, []).append((place, piece))
     published = {}
-    for name, found in parts.items():
+    for there, found in fused.items():
         found.sort(key=lambda one: one[0].part)
-        whole = torch.cat([tensor for _, tensor in found]) if len(found) > 1 else found[0][1]
-        published[name] = whole.mT.contiguous() if found[0][0].is_transposed else whole
+        whole = torch.cat([piece for _, piece in found]) if len(found) > 1 else found[0][1]
+        published[there] = whole.mT.contiguous() if found[0][0].is_transposed else whole
     return published
 
 
