@@ -29,6 +29,32 @@ def test_a_text_has_a_score_for_each_of_its_tokens(model):
     assert len(model.score("The cat saw")) == len(model.tokenizer.encode("The cat saw"))
 
 
+@pytest.mark.parametrize("together", [3, 64])
+def test_a_text_that_is_read_has_the_steps_that_would_have_drawn_it(model, monkeypatch, together):
+    """Against `score`, and against the decoder without a cache; read in pieces or at once."""
+    monkeypatch.setattr("diptych.text.model.TOGETHER", together)
+    text = "The cat saw a dog 🦊"
+    steps = list(model.read(text, num_candidates=4))
+    ids = model.prompt_ids(text)
+    assert "".join(step.text for step in steps) == text
+    assert [step.token for step in steps] == ids[1:]
+    torch.testing.assert_close(torch.tensor([step.log_probability for step in steps]), model.score(text))
+    probability = torch.softmax(model.decoder(torch.tensor([ids[:-1]]))[0].detach().double(), -1)
+    for step, expected in zip(steps, probability, strict=True):
+        leading = expected.topk(4)
+        assert [one.token for one in step.candidates[:4]] == leading.indices.tolist()
+        assert [one.probability for one in step.candidates[:4]] == pytest.approx(leading.values.tolist(), rel=1e-3)
+        assert step.entropy == pytest.approx(float(torch.special.entr(expected).sum()), rel=1e-3)
+
+
+def test_a_text_longer_than_the_context_is_scored_but_not_read(model):
+    ids = [20] * 66
+    assert len(model.score(ids)) == 65
+    assert len(list(model.read(ids[:65]))) == 64
+    with pytest.raises(ValueError, match="the text has 66 tokens; the model's context takes at most 64"):
+        model.read(ids)
+
+
 @pytest.mark.parametrize("prompt", ["", []])
 def test_an_empty_prompt_is_refused(model, prompt):
     with pytest.raises(ValueError, match="the prompt is empty"):

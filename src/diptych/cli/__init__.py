@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a model from a recipe",
     "runs": "look at training runs: list, show, compare",
     "plan": "say what training a recipe will take",
+    "score": "say how likely a model holds a text, token by token",
     "evaluate": "measure how good a model is",
     "trace": "look at a recorded generation: film, show",
     "models": "list the bundled models; import and export others",

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 BLOCKS = " ▏▎▍▌▋▊▉█"
 BAR, TOKEN = 6, 14  # cells
 NEGLIGIBLE = 0.001  # what is less likely is not shown beside the drawn token
-LEGEND = (
-    "Percent under the whole vocabulary → percent it was drawn with (– is excluded by the controls); # is the rank of "
-    "the drawn token; 'unsure' is the entropy in nats. A space shows as ·, the end of a line as ⏎."
-)
+SIGNS = "# is the rank of the token; 'unsure' is the entropy in nats. A space shows as ·, the end of a line as ⏎."
+DRAWN = f"Percent under the whole vocabulary → percent it was drawn with (– is excluded by the controls); {SIGNS}"
+GIVEN = f"Percent under the whole vocabulary, given what stands before; {SIGNS}"
 
 
 def visible(token: str) -> str:
@@ -43,9 +42,10 @@ def bar(share: float, width: int = BAR) -> str:
     return ("█" * full + (BLOCKS[part] if part else "")).ljust(width)
 
 
-def heading() -> str:
-    legend = "\n".join(textwrap.wrap(LEGEND, min(frame.columns(), 110)))
-    title = f"{'':>3}  {'drawn':<{TOKEN}} {'':<{BAR}} {'%':>9} {'#':>3} {'unsure':>6}  also possible"
+def heading(*, is_given: bool = False) -> str:
+    legend = "\n".join(textwrap.wrap(GIVEN if is_given else DRAWN, min(frame.columns(), 110)))
+    token = "token" if is_given else "drawn"
+    title = f"{'':>3}  {token:<{TOKEN}} {'':<{BAR}} {'%':>9} {'#':>3} {'unsure':>6}  also possible"
     return f"{legend}\n\n{frame.bold(title)}"
 
 
@@ -57,16 +57,22 @@ def row(
     entropy: float,
     candidates: Sequence["Candidate"],
     leading: int = 8,
+    *,
+    is_given: bool = False,
 ) -> str:
     """Args:
     candidates: as a step of the text panel has them, the drawn token among them.
     leading: how many of them are the most probable; a drawn token after these has no known rank.
+    is_given: the token was not drawn, so it has one percent only.
     """
+
+    def chances(before: float, after: float) -> str:
+        return percent(before) if is_given else f"{percent(before)}→{percent(after)}"
+
     place = next(number for number, candidate in enumerate(candidates) if candidate.token == token)
     rank = f"{place + 1}" if place < leading else f">{leading}"
     drawn = set_cell_size(visible(candidates[place].text), TOKEN)
-    chances = f"{percent(probability)}→{percent(drawn_probability)}"
-    numbers = f"{bar(drawn_probability)} {chances:>9} {rank:>3} {entropy:>6.2f}  "
+    numbers = f"{bar(drawn_probability)} {chances(probability, drawn_probability):>9} {rank:>3} {entropy:>6.2f}  "
     room = frame.columns() - 5 - TOKEN - 1 - len(numbers)
     others = ""
     for number, candidate in enumerate(candidates):
@@ -74,7 +80,7 @@ def row(
             continue
         if others and max(candidate.probability, candidate.odds) < NEGLIGIBLE:
             break
-        cell = f"{visible(candidate.text)} {percent(candidate.probability)}→{percent(candidate.odds)}  "
+        cell = f"{visible(candidate.text)} {chances(candidate.probability, candidate.odds)}  "
         if cell_len(others + cell) > room + 2:
             break
         others += cell

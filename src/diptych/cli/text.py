@@ -120,9 +120,14 @@ def _show_odds(generation: "Generation[TextStep, TextResult]", prompt: str, lead
     print(f"\n{prompt}{generation.result().text}")
 
 
+def step_facts(step: "TextStep") -> dict[str, Any]:
+    """A step for a program; what has no chance at all has no log of it."""
+    return {"type": "step", **asdict(step), "log_probability": step.log_probability if step.probability else None}
+
+
 def _show_json(generation: "Generation[TextStep, TextResult]", prompt: str) -> None:
     for step in generation:
-        frame.json_line({"type": "step", **asdict(step)})
+        frame.json_line(step_facts(step))
     for result in generation.results():
         frame.json_line(
             {

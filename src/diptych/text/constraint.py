@@ -5,6 +5,7 @@ is drawn follows the model's own odds among the rest. llguidance keeps the parse
 any vocabulary will do.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -42,11 +43,7 @@ class Constraint:
         ((kind, source),) = wanted.items()
         self._ends = np.array(sorted(tokenizer.ends), dtype=np.int64)
         self._size = tokenizer.size
-        vocabulary, grammar = _vocabulary(tokenizer), COMPILERS[kind](source)
-        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
-        if is_wrong:
-            raise ValueError(f"{kind} cannot be used: {_reason(told[0])}")
-        self._matcher = LLMatcher(vocabulary, grammar, log_level=0)
+        self._matcher = _compiled(tokenizer, kind, json.dumps(source)).deep_copy()
 
     @property
     def is_complete(self) -> bool:
@@ -120,6 +117,16 @@ class _Words:
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     """Made once a tokenizer: for a large vocabulary it takes a moment."""
     return LLTokenizer(_Words(tokenizer), n_vocab=tokenizer.size, eos_token=sorted(tokenizer.ends))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=16)
+def _compiled(tokenizer: Tokenizer, kind: str, source: str) -> LLMatcher:
+    """The parser before anything is written, made once for any number of texts; `source` is JSON."""
+    vocabulary, grammar = _vocabulary(tokenizer), COMPILERS[kind](json.loads(source))
+    is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
+    if is_wrong:
+        raise ValueError(f"{kind} cannot be used: {_reason(told[0])}")
+    return LLMatcher(vocabulary, grammar, log_level=0)
 
 
 def _reason(told: str) -> str:

@@ -1,6 +1,6 @@
 """A text model: a decoder and its tokenizer, loaded from a checkpoint, ready to write and to judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -21,13 +21,16 @@ from diptych.text.chat_template import FILE, read_template
 from diptych.text.conversation import ChatFormat
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.objective import token_log_probabilities
-from diptych.text.reader import CHUNK
-from diptych.text.record import TextResult, TextStep
+from diptych.text.odds import row
+from diptych.text.reader import CHUNK, Part, Reader
+from diptych.text.record import TextResult, TextStep, step_of
 from diptych.text.runner import TextRequest, TextRunner
 from diptych.text.settings import Settings
 from diptych.text.speculation import drafter_of
+from diptych.text.writer import Writer
 
 MAX_SAMPLES = 256
+TOGETHER = 64  # tokens of a text that is given whose logits are there at once
 
 
 class TextModel:
@@ -220,10 +223,35 @@ class TextModel:
 
         A text is scored as begin and its tokens, so every token of it has a score; without a begin, all but the first.
         """
+        return token_log_probabilities(self.decoder, self._scored_ids(text), self.config.context)
+
+    def read(self, text: str | Sequence[int], *, num_candidates: int = Settings.num_candidates) -> Iterator[TextStep]:
+        """A text that is there, read as one that is being written: for each token that `score` scores, the step that
+        would have drawn it, with the tokens that the model held likelier.
+
+        Raises: ValueError for a text of one token, or one longer than the context.
+        """
+        ids, count = self._scored_ids(text), Settings(num_candidates=num_candidates).num_candidates
+        if len(ids) > self.config.context + 1:
+            raise ValueError(f"the text has {len(ids)} tokens; the model's context takes at most {self.config.context}")
+        return self._read(ids, count)
+
+    def _read(self, ids: list[int], num_candidates: int) -> Iterator[TextStep]:
+        reader, writer = Reader(self.decoder), Writer(())
+        slot = reader.cache.reserve(len(ids))
+        for start in range(0, len(ids) - 1, TOGETHER):
+            some = ids[start : min(start + TOGETHER, len(ids) - 1)]
+            (logits,) = reader.read([Part(slot, some, wanted=len(some))])
+            for index, scores in enumerate(logits[:, : self.tokenizer.size], start):
+                token = ids[index + 1]
+                added = writer.write(self.tokenizer.token_bytes(token), is_last=index + 2 == len(ids))
+                yield step_of(index, token, added, row(scores), None, self.tokenizer, num_candidates)
+
+    def _scored_ids(self, text: str | Sequence[int]) -> list[int]:
         ids = self.prompt_ids(text)
         if len(ids) < 2:
             raise ValueError("a text needs at least two token ids to be scored")
         wrong = [id for id in ids if not 0 <= id < self.tokenizer.size]
         if wrong:
             raise ValueError(f"token ids must be from 0 to {self.tokenizer.size - 1}, not {wrong[0]}")
-        return token_log_probabilities(self.decoder, ids, self.config.context)
+        return ids

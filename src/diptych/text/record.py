@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.trace import Trace
+from diptych.text.odds import Numbers, Odds, leading, log_total_and_entropy
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -105,6 +106,35 @@ class TextResult:
     settings: dict[str, Any]
     trace: Trace
     speculation: Speculated | None = None
+
+
+def step_of(
+    index: int,
+    token: int,
+    text: str,
+    scores: Numbers,
+    chances: Odds | None,
+    tokenizer: Tokenizer,
+    num_candidates: int,
+    sample: int = 0,
+) -> TextStep:
+    """What there is to tell of a token.
+
+    Args:
+        text: what it added.
+        scores: the network's logits (V,), as `odds.row` gives them.
+        chances: what it was drawn from; None for a token that was given, whose odds are the model's own.
+    """
+    log_total, entropy = log_total_and_entropy(scores)
+    shown = leading(scores, num_candidates).tolist()
+    if token not in shown:
+        shown.append(token)
+    candidates = []
+    for id in shown:
+        probability = math.exp(float(scores[id]) - log_total)
+        candidates.append(Candidate(id, tokenizer.piece(id), probability, chances.of(id) if chances else probability))
+    drawn = candidates[shown.index(token)]
+    return TextStep(index, token, text, drawn.probability, drawn.odds, candidates, entropy, sample)
 
 
 def log(probability: float) -> float:

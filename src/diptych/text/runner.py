@@ -6,7 +6,6 @@ follow are there already. What a job draws depends on its own seed and step alon
 in company.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,9 +16,9 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.text.cache import CacheSettings
 from diptych.text.constraint import Constraint, forbidden
 from diptych.text.decoder import Decoder
-from diptych.text.odds import Numbers, Odds, leading, log_total_and_entropy, odds, row
+from diptych.text.odds import Numbers, Odds, odds, row
 from diptych.text.reader import CHUNK, Part, Reader
-from diptych.text.record import Candidate, FinishReason, Speculated, TextResult, TextStep, trace_of
+from diptych.text.record import FinishReason, Speculated, TextResult, TextStep, step_of, trace_of
 from diptych.text.settings import Settings
 from diptych.text.speculation import Drafter, Unfinished
 from diptych.text.writer import Writer
@@ -211,16 +210,8 @@ class TextRunner:
         self._go_on(job, token)
         job.tokens.append(token)
 
-        log_total, entropy = log_total_and_entropy(scores)
-        shown = leading(scores, job.request.settings.num_candidates).tolist()
-        if token not in shown:
-            shown.append(token)
-        candidates = [
-            Candidate(id, self.tokenizer.piece(id), math.exp(float(scores[id]) - log_total), chances.of(id))
-            for id in shown
-        ]
-        drawn = candidates[shown.index(token)]
-        step = TextStep(index, token, text, drawn.probability, drawn.odds, candidates, entropy, job.request.sample)
+        count = job.request.settings.num_candidates
+        step = step_of(index, token, text, scores, chances, self.tokenizer, count, job.request.sample)
         job.steps.append(step)
         return step
 
