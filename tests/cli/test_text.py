@@ -58,6 +58,12 @@ def test_out_keeps_the_story(write, folder, result):
     assert run.err == f"story.txt: {len(result.tokens)} tokens after the prompt, seed 5\n"
 
 
+def test_the_cache_is_an_option_and_changes_nothing_within_the_context(write, result):
+    assert write("--seed", 5, "--max-tokens", 20, "--sinks", 4).out == f"Once upon{result.text}\n"
+    assert write("--cache", "int4", "--seed", 5).err == "diptych: the cache's dtype must be int8, or none, not 'int4'\n"
+    assert "must fit the context of 4096" in write("--sinks", 4096, "--seed", 5).err
+
+
 def test_several_texts_stand_below_each_other(write, result, tiny_quill):
     """The first is the one that comes alone; each can be kept in a file of its own."""
     run = write("--seed", 5, "--max-tokens", 20, "-n", 3, "--out", "story.txt")

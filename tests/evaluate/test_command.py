@@ -67,7 +67,7 @@ def test_a_text_model_on_passkeys_by_length_and_depth(writer: str, capsys: pytes
     assert main([*arguments, "--lengths", "five"]) == 2
     assert "--lengths must be whole numbers of tokens, like 512,4096, not 'five'" in capsys.readouterr().err
     assert main(["evaluate", writer, "--on", "story.txt", "--lengths", "64"]) == 2
-    assert "--lengths and --rope-scaling are for a model that writes, --on passkey" in capsys.readouterr().err
+    assert "--lengths, --rope-scaling and --cache are for a model that writes, --on passkey" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from diptych.core.tokenizer import Tokenizer
 from diptych.data.passkeys import documents
 from diptych.evaluate.passkeys import evaluate_passkeys
+from diptych.text.cache import CacheSettings
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 
@@ -22,7 +23,7 @@ class Reader(TextModel):
     def stretched(self, context, kind=None):
         return self
 
-    def runner(self, slots=1):
+    def runner(self, slots=1, cache=None):
         return self
 
     def admit(self, request):
@@ -68,7 +69,7 @@ def test_a_reader_that_remembers_half_finds_what_stands_in_the_second_half(decod
 
 def test_a_model_of_random_weights_finds_nothing_at_any_length(decoder, tokenizer):
     model = TextModel("random", decoder, tokenizer)
-    report = evaluate_passkeys(model, [64, 300], texts=10, rope_scaling="yarn")
+    report = evaluate_passkeys(model, [64, 300], texts=10, rope_scaling="yarn", cache=CacheSettings("int8"))
     assert {length: report.total(length).found for length in report.found} == {64: 0, 300: 0}
     facts = report.to_dict()
     assert facts["lengths"]["300"]["asked"] == 10

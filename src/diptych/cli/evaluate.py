@@ -45,6 +45,7 @@ def evaluate(
     rope_scaling: Annotated[
         str | None, typer.Option(help="Past the context: linear, ntk, dynamic, yarn or llama3. [none]")
     ] = None,
+    cache: frame.CacheDtype = None,
     sheet: Annotated[Path | None, typer.Option(help="Put all that was painted on this PNG, misses in red.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
     device: frame.Device = None,
@@ -60,12 +61,12 @@ def evaluate(
     directory, config = find(model)
     kind = "text" if is_published(config) else str(config.get("panel") or config.get("kind"))
     _check(model, kind, on, sheet, dtype)
-    if (lengths or rope_scaling) and (kind != "text" or on != PASSKEY):
-        raise UsageError(f"--lengths and --rope-scaling are for a model that writes, --on {PASSKEY}")
+    if (lengths or rope_scaling or cache) and (kind != "text" or on != PASSKEY):
+        raise UsageError(f"--lengths, --rope-scaling and --cache are for a model that writes, --on {PASSKEY}")
     sheet = frame.output(sheet, ".png")
     if kind == "text" and on == PASSKEY:
         reader = frame.text_model(model, device, dtype or MEASURED)
-        facts, words = _passkeys(reader, _lengths(lengths), documents, seed, rope_scaling)
+        facts, words = _passkeys(reader, _lengths(lengths), documents, seed, rope_scaling, cache)
     elif kind == "text":
         facts, words = _text(frame.text_model(model, device, dtype or MEASURED), on, documents)
     elif kind == "judge":
@@ -118,12 +119,21 @@ def _text(model: "TextModel", on: str, documents: int) -> Result:
     return report.to_dict(), f"{report.model} on {report.on}: {said}"
 
 
-def _passkeys(model: "TextModel", lengths: list[int], texts: int, seed: int, rope_scaling: str | None) -> Result:
+def _passkeys(
+    model: "TextModel", lengths: list[int], texts: int, seed: int, rope_scaling: str | None, cache: str | None
+) -> Result:
     from diptych.evaluate.passkeys import BANDS, evaluate_passkeys
+    from diptych.text.cache import CacheSettings
 
     with _progress("reading") as watch:
         report = evaluate_passkeys(
-            model, lengths or [model.config.context], texts=texts, seed=seed, rope_scaling=rope_scaling, watch=watch
+            model,
+            lengths or [model.config.context],
+            texts=texts,
+            seed=seed,
+            rope_scaling=rope_scaling,
+            cache=CacheSettings(cache or ""),
+            watch=watch,
         )
     lines = [f"{report.model}, context {report.context}: hidden numbers found, by the tokens of the text."]
     for length, bands in report.found.items():

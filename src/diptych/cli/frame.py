@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Seed = Annotated[int | None, typer.Option(help="Of every random draw: the same seed, the same result. [fresh]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. [the fastest here]")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16. [what is fast here]")]
+CacheDtype = Annotated[
+    str | None, typer.Option("--cache", help="int8 keeps what was read in half the memory. [as it is computed]")
+]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file that describes the run.")]
 Changes = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, like run.steps=100.", metavar="[section.key=value]")

@@ -28,6 +28,10 @@ def text(
         str | None, typer.Option(help="Guess tokens ahead, for speed: ngram, or a smaller model with the same tokens.")
     ] = None,
     draft_tokens: Annotated[int, typer.Option(help="How many tokens are guessed at a time.")] = 4,
+    cache: frame.CacheDtype = None,
+    sinks: Annotated[
+        int, typer.Option(help="First tokens kept while the text goes on past the context; 4 will do. 0 ends it there.")
+    ] = 0,
     odds: Annotated[bool, typer.Option("--odds", help="For each token, the candidates it was drawn from.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line: the steps, then the result.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Tell in plain language how the text comes.")] = False,
@@ -49,8 +53,18 @@ def text(
     writer = frame.text_model(model, device, dtype)
     drafter = speculate if speculate in (None, "ngram") else frame.text_model(str(speculate), device, dtype)
     used = frame.seed_or_fresh(seed)
+    from diptych.text.cache import CacheSettings
+
     with frame.settings():
-        generation = writer.generate(prompt, seed=used, n=n, speculate=drafter, draft_tokens=draft_tokens, **chosen)
+        generation = writer.generate(
+            prompt,
+            seed=used,
+            n=n,
+            speculate=drafter,
+            draft_tokens=draft_tokens,
+            cache=CacheSettings(cache or "", sinks),
+            **chosen,
+        )
     frame.tell_fresh_seed(seed, used)
     if form == "odds":
         _show_odds(generation, prompt, leading)

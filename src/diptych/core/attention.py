@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core import blocked
+from diptych.core import blocked, long_rows
 from diptych.core.few_queries import attend_few
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
@@ -106,6 +106,8 @@ class Attention(nn.Module):
             seen = capped_attention(q, k, v, mask, is_causal, self.softcap)
         elif blocked.suits(q, k, v, mask, is_causal):
             seen = blocked.blocked_attention(q, k, v, mask, is_causal)
+        elif mask is not None and long_rows.suits(q, k, v, mask):
+            seen = long_rows.attend_long(q, k, v, mask)
         else:
             is_grouped = self.num_kv_heads != self.num_heads
             seen = F.scaled_dot_product_attention(

@@ -7,6 +7,7 @@ from typing import Any
 from diptych.core.randomness import uniform
 from diptych.core.share import Share
 from diptych.data.passkeys import SHORTEST, hidden
+from diptych.text.cache import CacheSettings
 from diptych.text.model import TextModel
 from diptych.text.runner import TextRequest
 from diptych.text.settings import Settings
@@ -44,6 +45,7 @@ def evaluate_passkeys(
     texts: int = 200,
     seed: int = 1,
     rope_scaling: str | None = None,
+    cache: CacheSettings | None = None,
     watch: Callable[[float, int], None] | None = None,
 ) -> PasskeyReport:
     """Ask for the number in `texts` texts of each length, greedily.
@@ -51,6 +53,7 @@ def evaluate_passkeys(
     Args:
         lengths: in tokens of the model's own; past its context it reads as `TextModel.stretched` does.
         rope_scaling: the kind of scaling past the context; None is none but what the model has.
+        cache: how what was read is kept.
         watch: is told how many texts are done, of how many.
 
     Raises:
@@ -68,7 +71,7 @@ def evaluate_passkeys(
         together = max(1, TOGETHER // length)
         for start in range(0, texts, together):
             samples = range(start, min(start + together, texts))
-            for sample, is_found in zip(samples, _found(reader, length, samples, seed), strict=True):
+            for sample, is_found in zip(samples, _found(reader, length, samples, seed, cache), strict=True):
                 hits[sample % BANDS] += is_found
             if watch:
                 watch(number * texts + samples.stop, len(lengths) * texts)
@@ -77,13 +80,13 @@ def evaluate_passkeys(
     return PasskeyReport(model.name, model.config.context, rope_scaling, found)
 
 
-def _found(model: TextModel, length: int, samples: range, seed: int) -> list[bool]:
+def _found(model: TextModel, length: int, samples: range, seed: int, cache: CacheSettings | None) -> list[bool]:
     """Whether each text's number is what the model goes on with; band by band in turn, at a random depth in it."""
 
     def count(text: str) -> int:
         return len(model.tokenizer.encode(text))
 
-    runner = model.runner(slots=len(samples))
+    runner = model.runner(slots=len(samples), cache=cache)
     jobs, keys = [], []
     for sample in samples:
         depth = (sample % BANDS + float(uniform((), seed=seed, sample=sample, step=1))) / BANDS
