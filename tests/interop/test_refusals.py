@@ -1,6 +1,7 @@
 """What cannot be opened is refused in one line that names it and says what is allowed."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -71,6 +72,33 @@ def test_a_config_without_an_architecture_is_refused(changed, names):
 )
 def test_a_setting_that_is_not_supported_is_named(changed, kind, entries, message):
     assert_refused(changed(kind, **entries), message)
+
+
+WRONG = (None, "", "x", -1, 0, 2**31, 10**30, math.inf, math.nan, 0.5, True, [], [1], [[]], {}, {"a": 1})
+
+
+def test_whatever_a_config_says_it_is_taken_or_refused_in_one_line(each):
+    """And at once: no number in it makes lists of its size."""
+    config = json.loads((each / "config.json").read_text())
+    deep = [key for key, value in config.items() if isinstance(value, dict)]
+    changes = [{key: value} for key in [*config, "rope_scaling", "quantization_config"] for value in WRONG]
+    changes += [{key: config[key] | {inner: value}} for key in deep for inner in config[key] for value in WRONG]
+    messages = []
+    for change in changes:
+        try:
+            decoder_config(config | change)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > len(changes) / 8
+    assert all(message.isprintable() for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("llama-3", "hidden_size"), ("qwen-3-moe", "num_local_experts"), ("gpt-2", "n_layer")]
+)
+@pytest.mark.parametrize("size", [9000, 2**40, 10**30])
+def test_sizes_that_no_tensor_has_are_refused_before_room_is_made_for_them(changed, kind, key, size):
+    assert_refused(changed(kind, **{key: size}))
 
 
 def test_a_tensor_that_is_missing_left_over_or_misshapen_is_named_as_it_is_called_there(changed):

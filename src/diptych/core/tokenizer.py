@@ -195,8 +195,11 @@ def _ends_beside(path: Path, engine: Engine) -> list[int]:
         raise ValueError(f"{BESIDE} beside it is not valid JSON: {error}") from error
     if not isinstance(about, dict):
         raise ValueError(f"{BESIDE} beside it must hold a JSON object, not {type(about).__name__}")
+    listed = about.get("end_tokens", [])
+    if not isinstance(listed, list):
+        raise ValueError(f"{BESIDE} beside it must list end_tokens, not {listed!r}")
     ids = []
-    for entry in [about.get("eos_token"), *(about.get("end_tokens") or [])]:
+    for entry in [about.get("eos_token"), *listed]:
         name = entry.get("content") if isinstance(entry, dict) else entry
         if name is None:
             continue
@@ -229,7 +232,7 @@ def _bytes_of_tokens(
     kinds = {part["type"] for part in decoder}
     letters = _bytes_of_letters()
     if model != "BPE" or not kinds & {"ByteLevel", "ByteFallback"}:
-        raise ValueError(f"its vocabulary is neither byte-level BPE nor BPE with byte fallback, but {model}")
+        raise ValueError(f"its vocabulary ({model}) is neither byte-level BPE nor BPE with byte fallback")
     table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     for token, id in vocabulary.items():
         if id in names:

@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
+MOST_LAYERS = 10_000  # what is listed for each layer is built before a tensor is looked for
 # The rotary settings that each kind has besides its factor: ours -> theirs.
 ROPE_KEYS: dict[str, dict[str, str]] = {
     "linear": {},
@@ -188,7 +189,7 @@ def _setting(name: str, key: str, entries: Mapping[str, Any]) -> Any:
     value = entries.get(key)
     if name == "activation":
         value = "silu" if value is None else value
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise unknown(f"activation ('{key}')", str(value), ACTIVATIONS)
         return ACTIVATIONS[value]
     if name == "ties_embeddings":
@@ -203,6 +204,8 @@ def _setting(name: str, key: str, entries: Mapping[str, Any]) -> Any:
         return None
     if key not in entries:
         raise ValueError(f"it has no '{key}'")
+    if name == "num_layers" and _whole(key, value) > MOST_LAYERS:
+        raise ValueError(f"'{key}' must be at most {MOST_LAYERS}, not {value}")
     return _whole(key, value)
 
 
@@ -231,7 +234,7 @@ def _rope(entries: Mapping[str, Any], context: int) -> dict[str, Any]:
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
         return {"rope_theta": _number("rope_theta", theta)}
-    if kind not in ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
         raise unknown("rope_type", str(kind), ["default", *ROPE_KEYS])
     settings = {ours: found[theirs] for ours, theirs in ROPE_KEYS[kind].items() if found.get(theirs) is not None}
     if kind != "linear":
@@ -254,8 +257,10 @@ def _rope_parameters(config: DecoderConfig) -> dict[str, Any]:
 
 def _windows(row: Architecture, entries: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     """Of each layer, 0 where it has none."""
-    window = entries.get("sliding_window")
-    is_on = row.windows == "all" or (row.windows != "none" and entries.get("use_sliding_window", False))
+    window, is_asked = entries.get("sliding_window"), entries.get("use_sliding_window", False)
+    if not isinstance(is_asked, bool):
+        raise ValueError(f"'use_sliding_window' must be true or false, not {is_asked!r}")
+    is_on = row.windows == "all" or (row.windows != "none" and is_asked)
     if window is None or not is_on:
         return ()
     window = _whole("sliding_window", window)
@@ -263,7 +268,7 @@ def _windows(row: Architecture, entries: Mapping[str, Any], num_layers: int) -> 
         return (window,) * num_layers
     kinds = entries.get("layer_types")
     if kinds is None:
-        first = entries.get("max_window_layers", 28)
+        first = _number("max_window_layers", entries.get("max_window_layers", 28))
         kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
     known = {"sliding_attention": window, "full_attention": 0}
     if not isinstance(kinds, list) or len(kinds) != num_layers or not known.keys() >= set(kinds):

@@ -88,11 +88,13 @@ def decoder_tensors(directory: str | Path, config: DecoderConfig, row: Architect
     found = {name: tensor for name, tensor in found.items() if not NO_WEIGHTS.search(name)}
     if not any(name.startswith(row.prefix) for name in found):  # saved without the head, and so without the prefix
         found = {name if name.startswith("lm_head.") else row.prefix + name: tensor for name, tensor in found.items()}
-    if config.num_layers > len(found):
-        raise ValueError(
-            f"'{directory}' does not fit its config.json: it has not the tensors of {config.num_layers} layers"
-        )
-    where = places(config, row)
+    most = max(config.num_layers, config.experts.num_experts if config.experts else 0)
+    if most > len(found):  # before as many are named
+        raise ValueError(f"'{directory}' does not fit its config.json: it has {len(found)} tensors for {most} modules")
+    try:
+        where = places(config, row)
+    except (RuntimeError, OverflowError, TypeError) as error:  # torch has no room for the numbers
+        raise ValueError(f"'{directory}' does not fit its config.json: no tensor is of such sizes") from error
     head = found.pop("lm_head.weight", None) if config.ties_embeddings else None
     if head is not None and not torch.equal(head, found.get(where["embedding.weight"].names[0], head)):
         raise ValueError(
