@@ -97,7 +97,10 @@ def config_json(config: DecoderConfig, row: Architecture) -> dict[str, Any]:
     activation = next(key for key in row.keys.values() if key in ("hidden_act", "activation_function"))
     written[activation] = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     if row.is_rotary:
-        written["rope_parameters"] = _rope_parameters(config)
+        parameters = _rope_parameters(config)
+        written |= {"rope_parameters": parameters, "rope_theta": config.rope_theta}  # the latter for transformers 4
+        if config.rope_scaling is not None:
+            written["rope_scaling"] = {key: value for key, value in parameters.items() if key != "rope_theta"}
         if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
             written[row.keys["context"]] = config.rope_scaling.original_context
         if "partial_rotary_factor" in row.absent:
