@@ -30,6 +30,15 @@ def test_a_plan_is_told_without_any_data(diptych, recipe):
     assert out.splitlines()[-1].startswith("As settings of 'diptych train': run.accumulate=")
 
 
+def test_experts_are_told_by_what_a_token_uses(diptych, recipe):
+    """Counted by hand: three matrices of 240 rounded up to 256 by 96, in each of 6 layers, of 8 experts 2."""
+    experts = "model.overrides.experts={num_experts=8,top_k=2,hidden=96}"
+    facts = json.loads(diptych("plan", recipe, "--on", "h100", "--json", experts).out)
+    assert facts["parameters"] - facts["active"] == 6 * 6 * 3 * 256 * 96
+    said = diptych("plan", recipe, "--on", "h100", experts).out
+    assert f"parameters    {facts['parameters']:,}, of which a token uses {facts['active']:,}\n" in said
+
+
 def test_json_is_one_object(diptych, recipe):
     run = diptych("plan", recipe, "--on", "h100", "--json")
     facts = json.loads(run.out)

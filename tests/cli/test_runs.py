@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,5 +225,9 @@ def test_the_progress_line_leaves_out_what_does_not_fit():
     assert line(progress, 62) == "loss 2.3343  1,187 tokens/s  41 % of peak  1 h 44 min left"
     assert line(progress, 10) == "loss 2.3343  1 h 44 min left"
     assert validation(progress) == "validation: bits_per_byte/tinystories 0.6215, noise_loss 0.5"
+    routed = replace(progress, memory=0, figures={"busiest_expert": 1.3249})
+    assert line(routed) == (
+        "loss 2.3343  rate 1.94e-03  busiest expert 1.32  1,187 tokens/s  41 % of peak  1 h 44 min left"
+    )
     unknown = Progress(1, 2, 1.0, 1e-3, 0.4567, "pictures", 5, {}, None, 0)
     assert line(unknown) == "loss 1.0000  rate 1.00e-03  0.457 pictures/s  5 s left"

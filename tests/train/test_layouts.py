@@ -17,6 +17,7 @@ def of_rows(rows: int) -> Footprint:
     return Footprint(
         rows=rows,
         parameters=GIB,
+        active=GIB,
         kept={"weights": 4 * GIB, "optimizer": 8 * GIB, "averages": 4 * GIB, "gradients": 4 * GIB},
         step={"weights": 4 * GIB, "optimizer": 8 * GIB, "averages": 4 * GIB, "activations": rows * GIB},
         update={"weights": 4 * GIB, "optimizer": 8 * GIB, "averages": 4 * GIB, "gradients": 4 * GIB},

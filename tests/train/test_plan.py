@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from diptych.train.footprint import footprint
+from diptych.train.meter import FlopCounter
 from diptych.train.outline import outline_of
 from diptych.train.plan import Plan, check_room, plan, plan_here
 from diptych.train.recipe import Recipe, read_recipe
@@ -43,6 +45,27 @@ def tale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "tale.toml"
     path.write_text(TALE)
     return path
+
+
+def test_experts_are_planned_by_the_products_that_they_make(tale: Path) -> None:
+    """On fake tensors nobody is chosen, and yet the operations are those of a real step: the chosen experts' alone."""
+    experts = '{num_experts=8, top_k=2, hidden=96, balance="none", z_loss_weight=0}'
+    recipe = read_recipe(tale, ["run.batch=2", f"model.overrides.experts={experts}"])
+    outline = outline_of(recipe)
+    found = footprint(outline, 2, recipe.optimizer, torch.float32)
+    torch.manual_seed(0)
+    model = outline.make()
+    model.train()
+    with FlopCounter() as counter:
+        outline.loss(model, outline.batch(2)).backward()
+    assert found.flops == counter.flops
+    dense = footprint(
+        outline_of(read_recipe(tale, ["run.batch=2", "model.overrides.hidden=192"])), 2, recipe.optimizer, torch.float32
+    )
+    routers = 2 * 3 * 2 * (2 * 256) * 256 * 8  # of both layers, forward and backward
+    assert found.flops == dense.flops + routers
+    assert found.active == dense.parameters + 2 * 256 * 8
+    assert found.parameters == found.active + 2 * 6 * 3 * 256 * 96
 
 
 def peak_of_a_run(folder: Path) -> int:

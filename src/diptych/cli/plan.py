@@ -48,7 +48,7 @@ def lines(planned: "Plan") -> list[str]:
     told = [
         f"{planned.recipe} on {planned.on} ({how})",
         "",
-        f"  parameters    {planned.parameters:,}",
+        f"  parameters    {planned.parameters:,}{_active(planned)}",
         f"  layout        {_layout(planned)}",
         f"  memory        {size(planned.total)}{' a device' if planned.devices > 1 else ''}, of "
         f"{size(planned.room)} that are free",
@@ -72,6 +72,10 @@ def lines(planned: "Plan") -> list[str]:
     elif planned.devices > 1 or not planned.is_measured:
         told.append(f"As settings of 'diptych train': {' '.join(planned.layout.settings)}")
     return told[:-1] if not told[-1] else told
+
+
+def _active(planned: "Plan") -> str:
+    return f", of which a token uses {planned.active:,}" if planned.active < planned.parameters else ""
 
 
 def _layout(planned: "Plan") -> str:

@@ -190,6 +190,11 @@ def _show(run: "Run", by: str) -> None:
         rows.append(("time", duration(run.seconds)))
     if run.loss is not None:
         rows.append(("loss", f"{_figure(run.loss)} (smoothed)"))
+    if load := run.points("busiest_expert"):
+        start, worst = load[0][1], max(value for _, value in load[-max(1, len(load) // 10) :])
+        rows.append(
+            ("experts", f"the busiest had {start:.2f} times the mean load at first, at most {worst:.2f} at the end")
+        )
     for name in run.validation_names:
         last, best = run.last(VALIDATION + name), run.best(VALIDATION + name)
         if best:

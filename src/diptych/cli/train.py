@@ -183,17 +183,20 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
 
 
 def line(progress: "Progress", width: int = PIPE) -> str:
-    """Loss, learning rate, speed, share of the machine's peak, memory and time left, as far as `width` holds them."""
+    """Loss, learning rate, load of the busiest expert, speed, share of the machine's peak, memory and time left, as far
+    as `width` holds them."""
+    busiest = progress.figures.get("busiest_expert")
     share = "" if progress.share_of_peak is None else f"{progress.share_of_peak:.0%} of peak".replace("%", " %")
     parts = {
         "loss": f"loss {progress.loss:.4f}",
         "rate": f"rate {progress.learning_rate:.2e}",
+        "load": "" if busiest is None else f"busiest expert {busiest:.2f}",
         "speed": f"{_speed(progress.speed)} {progress.unit}/s",
         "share": share,
         "memory": _bytes(progress.memory) if progress.memory else "",
         "left": f"{duration(progress.seconds_left)} left",
     }
-    for dropped in ("memory", "rate", "share", "speed", ""):  # the least of them first
+    for dropped in ("memory", "rate", "share", "load", "speed", ""):  # the least of them first
         words = "  ".join(filter(None, parts.values()))
         if len(words) <= width:
             break

@@ -164,18 +164,25 @@ class Experts(nn.Module):
         """x: (..., width), and so is the result."""
         tokens = x.flatten(0, -2)  # (N, C)
         weights, chosen = self._route(tokens)
-        top_k = chosen.shape[-1]
-        flat = chosen.flatten()
-        order = flat.argsort(stable=True)  # (N top_k,): pairs of token and expert, by expert
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        counts = torch.zeros(self.config.num_experts, dtype=torch.int64, device=flat.device)
-        counts = counts.scatter_add_(0, flat, torch.ones_like(flat))
-        rows = _take(in_autocast(tokens), order, inverse, top_k)
-        found = _take(self._apply_experts(rows, counts), inverse, order, 1)
-        mixed: Tensor = (found.unflatten(0, (-1, top_k)) * weights.to(found.dtype)[..., None]).sum(dim=1)
+        mixed = self._mix(in_autocast(tokens), weights, chosen)
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
         return mixed.view(x.shape)
+
+    def _mix(self, tokens: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """The chosen experts' outputs, weighted: tokens (N, C), weights and chosen (N, top_k) -> (N, C)."""
+        top_k, pairs = chosen.shape[-1], chosen.flatten()
+        counts = torch.zeros(self.config.num_experts, dtype=torch.int64, device=pairs.device)
+        counts.scatter_add_(0, pairs, torch.ones_like(pairs))
+        order = pairs.argsort(stable=True)  # (N top_k,): pairs of token and expert, by expert
+        if len(tokens) == 1:  # a sum does not ask for the order
+            found = self._apply_experts(tokens.expand(top_k, -1), counts)
+            return weights.to(found.dtype)[:, order] @ found
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        rows = _take(tokens, order, inverse, top_k)
+        found = _take(self._apply_experts(rows, counts), inverse, order, 1)
+        mixed: Tensor = (found.unflatten(0, (-1, top_k)) * weights.to(found.dtype)[..., None]).sum(dim=1)
+        return mixed
 
     def _route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The weights of the chosen experts, at least float32, and which they are: (N, top_k) both."""

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from diptych.core.experts import active_parameters
 from diptych.train.averages import LENGTHS
 from diptych.train.meter import flops_of
 from diptych.train.optimizers import clip_gradients, make_optimizers
@@ -41,7 +42,7 @@ class Work(NamedTuple):
 class Footprint:
     """Args:
     rows: of the part of a step that was gone through.
-    parameters: numbers in the model.
+    parameters: numbers in the model; of which a token passes through `active`, where there are experts.
     kept: bytes that stay between steps, by kind (weights, optimizer, averages), and of all gradients.
     step, update, validation: bytes at the peak of each, by kind.
     part: the operations of forward and backward of one part; of the forward alone they are the first `forward`.
@@ -53,6 +54,7 @@ class Footprint:
 
     rows: int
     parameters: int
+    active: int
     kept: dict[str, int]
     step: dict[str, int]
     update: dict[str, int]
@@ -206,6 +208,7 @@ def footprint(
         result = Footprint(
             rows=rows,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            active=active_parameters(model),
             kept=kept,
             step=_positive(step),
             update=_positive(update),

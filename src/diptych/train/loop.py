@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +32,8 @@ from diptych.train.tensorboard import Board
 class Progress:
     """What a watcher is told after each step: loss is smoothed over about 50 steps, speed in units a second.
 
-    `share_of_peak` is of the machine's measured peak (None: not counted), `memory` in bytes (0: not known).
+    `share_of_peak` is of the machine's measured peak (None: not counted), `memory` in bytes (0: not known), `figures`
+    are the step's own.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Progress:
     validation: dict[str, float]
     share_of_peak: float | None = None
     memory: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 Watcher = Callable[[Progress], None]
@@ -186,6 +188,7 @@ def train(
                     keeper.validation,
                     meter.share_of_peak(done.seconds) if meter else None,
                     meter.memory() if meter else 0,
+                    done.figures,
                 )
             )
             is_stopped = ranks.any(interrupted())

@@ -44,6 +44,7 @@ class Plan:
         on: the machine, in words.
         devices: how many of it there are; the layout may use fewer.
         is_measured: time and memory rest on steps made on this machine.
+        parameters, active: numbers in the model, and those that a token passes through: fewer where it has experts.
         layout: over the devices.
         memory: bytes on each device at the peak, by kind. Pages of data that are mapped from disk are not among them:
             they count as the process's own where one asks for its size, and the system takes them back at need.
@@ -66,6 +67,7 @@ class Plan:
     devices: int
     is_measured: bool
     parameters: int
+    active: int
     layout: Layout
     memory: dict[str, int]
     reading: int
@@ -157,6 +159,7 @@ def plan_here(
         devices=1,
         is_measured=found is not None,
         parameters=whole.parameters,
+        active=whole.active,
         layout=layout,
         memory={kind: size for kind, size in held.items() if size},
         reading=run.workers * (found.process if found and device.type == "cpu" else PROCESS),
@@ -211,6 +214,7 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
         devices=devices,
         is_measured=False,
         parameters=many.parameters,
+        active=many.active,
         layout=best.layout,
         memory={kind: size for kind, size in best.memory.items() if size},
         reading=run.workers * best.layout.devices * PROCESS,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.experts import active_parameters
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.data.mix import labels, read_mix
@@ -172,6 +173,7 @@ class NextTokenTask:
         shares = ", ".join(f"{label[name]} {weight / sum(mix.values()):.0%}" for name, weight in mix.items())
         return About(
             made=f"A language model: a decoder-only transformer of {config.num_layers} layers, width {config.width}, "
+            f"{self._experts()}"
             f"and a byte-level vocabulary of {self.tokenizer.size:,} tokens. It writes on from a beginning, one token "
             "after the other. The weights are kept as bfloat16.",
             example=f"rows of {config.context} tokens",
@@ -190,6 +192,15 @@ class NextTokenTask:
                 "Nothing filters what it writes. What is wrong or unkind in its sources, some of them perhaps a "
                 "century old, can come back.",
             ),
+        )
+
+    def _experts(self) -> str:
+        experts = self.model.config.experts
+        if not experts:
+            return ""
+        return (
+            f"{experts.num_experts} experts in a layer of which a token passes through {experts.top_k} "
+            f"({active_parameters(self.model):,} parameters in all), "
         )
 
     def save(self, directory: Path, card: str) -> None:
