@@ -188,6 +188,23 @@ def test_grouped_products_are_those_of_each_group() -> None:
     assert torch.autograd.gradcheck(lambda *both: grouped_linear(*both, counts), (rows, weights))
 
 
+def test_in_bfloat16_groups_of_any_size_come_out_as_in_float32() -> None:
+    """There the rows are multiplied in pieces of few different sizes, some of them padded: forward and backward are
+    those of the same rounded numbers to within bfloat16's precision."""
+    counts = torch.tensor([0, 3, 8, 9, 64, 70, 200, 1])
+    rows, weights = normal((355, 24), seed=1).bfloat16(), normal((8, 40, 24), seed=2).bfloat16()
+    wanted = normal((355, 40), seed=3).bfloat16()
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        both = [tensor.detach().to(dtype).requires_grad_() for tensor in (rows, weights)]
+        product = grouped_linear(*both, counts)
+        product.backward(wanted.to(dtype))
+        found.append([product.detach(), both[0].grad, both[1].grad])
+    for exact, rough in zip(*found, strict=True):
+        assert (rough.float() - exact).norm() < 4e-3 * exact.norm()
+    assert not found[1][2][0].any()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,16 +1,19 @@
 """Products of rows with the matrix of the group that each row belongs to: what experts compute, and nothing more.
 
-Rows of a group lie one after another, so each group is one product of matrices, of as many rows as there are, without
-padding. torch's own `grouped_mm` is as fast on a CPU, but takes no float64, no odd widths, and no fake tensors but
-those of bfloat16. The two operations here are torch operations of their own, so that whoever looks on from outside (the
-counter of operations, a footprint on fake tensors, the compiler) sees one of them with all its rows, however the rows
-fall into groups.
+Rows of a group lie one after another, so each group is one product of matrices, of as many rows as there are. torch's
+own `grouped_mm` takes no float64, no odd widths, and no fake tensors but those of bfloat16. The two operations here are
+torch operations of their own, so that whoever looks on from outside (the counter of operations, a footprint on fake
+tensors, the compiler) sees one of them with all its rows, however the rows fall into groups.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+TILE = 64  # rows
+FEW = 8
 
 _LIBRARY = torch.library.Library("diptych", "FRAGMENT")
 _LIBRARY.define("group_products(Tensor rows, Tensor matrices, Tensor counts) -> Tensor")
@@ -54,27 +57,44 @@ class _GroupedLinear(torch.autograd.Function):
         return to_rows, to_weights, None
 
 
+def _tiled(x: Tensor, counts: Tensor) -> Iterator[tuple[int, slice, int]]:
+    """The rows of each group in pieces: (group, rows, how many to multiply, with padding).
+
+    oneDNN, which multiplies bfloat16 on a CPU, makes a kernel for every number of rows that it meets, and keeps a
+    thousand of them at more than a megabyte each. So that it meets few, a piece is a multiple of `TILE`, and what is
+    left over is padded to one; a few rows stay as they are, since generation has no more.
+    """
+    has_kernels = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    start = 0
+    for group, count in enumerate(counts.tolist()):
+        left = count % TILE if has_kernels else 0
+        if count > left:
+            yield group, slice(start, start + count - left), count - left
+        if left:
+            yield group, slice(start + count - left, start + count), TILE if left > FEW else left
+        start += count
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    return rows if len(rows) == count else torch.cat((rows, rows.new_zeros(count - len(rows), rows.shape[1])))
+
+
 def _group_products(rows: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:
     """(R, I) and (G, I, O) -> (R, O)."""
     product = rows.new_empty(len(rows), matrices.shape[2])
-    start = 0
-    for group, count in enumerate(counts.tolist()):
-        if count:
-            run = slice(start, start + count)
+    for group, run, count in _tiled(rows, counts):
+        if count == run.stop - run.start:
             torch.mm(rows[run], matrices[group], out=product[run])
-            start += count
+        else:
+            product[run] = torch.mm(_padded(rows[run], count), matrices[group])[: run.stop - run.start]
     return product
 
 
 def _group_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
     """(R, O) and (R, I) -> (G, O, I): the sum over a group's rows of their outer products."""
     product = left.new_zeros(len(counts), left.shape[1], right.shape[1])
-    start = 0
-    for group, count in enumerate(counts.tolist()):
-        if count:
-            run = slice(start, start + count)
-            torch.mm(left[run].mT, right[run], out=product[group])
-            start += count
+    for group, run, count in _tiled(left, counts):
+        torch.addmm(product[group], _padded(left[run], count).mT, _padded(right[run], count), out=product[group])
     return product
 
 
