@@ -177,7 +177,7 @@ class Experts(nn.Module):
         order = pairs.argsort(stable=True)  # (N top_k,): pairs of token and expert, by expert
         if len(tokens) == 1:  # a sum does not ask for the order
             found = self._apply_experts(tokens.expand(top_k, -1), counts)
-            return weights.to(found.dtype)[:, order] @ found
+            return (weights.to(found.dtype)[0, order, None] * found).sum(dim=0, keepdim=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         rows = _take(tokens, order, inverse, top_k)
         found = _take(self._apply_experts(rows, counts), inverse, order, 1)
