@@ -188,6 +188,7 @@ class DraftModel:
         self._drafts: dict[int, _Draft] = {}
 
     def draft(self, texts: Sequence[Unfinished]) -> list[list[int]]:
+        self._begin([text for text in texts if text.slot not in self._drafts])
         drafts = [_Ahead(text, self._caught_up(text), self._tokenizer) for text in texts]
         while going := [one for one in drafts if one.goes_on and len(one.ids) <= self._context]:
             for one, logits in zip(going, self._reader.read([one.part() for one in going]), strict=True):
@@ -198,10 +199,17 @@ class DraftModel:
         if draft := self._drafts.pop(slot, None):
             self._reader.cache.release(draft.slot)
 
+    def _begin(self, texts: Sequence[Unfinished]) -> None:
+        """Read the prompts; texts that share one read it once."""
+        for text in texts:
+            self._drafts[text.slot] = _Draft(self._reader.cache.reserve(len(text.request.prompt_ids)))
+        readable = [text for text in texts if len(text.request.prompt_ids) <= self._context]
+        self._reader.read([Part(self._drafts[text.slot].slot, text.request.prompt_ids) for text in readable])
+        for text in readable:
+            self._drafts[text.slot].read = list(text.request.prompt_ids)
+
     def _caught_up(self, text: Unfinished) -> _Draft:
         """Where the text went another way than was drafted, what was read of that way is taken back."""
-        if text.slot not in self._drafts:
-            self._drafts[text.slot] = _Draft(self._reader.cache.reserve(len(text.request.prompt_ids)))
         draft = self._drafts[text.slot]
         same = 0
         for was, is_now in zip(draft.read, text.ids[:-1], strict=False):  # there is always one to read
