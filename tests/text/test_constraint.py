@@ -43,6 +43,13 @@ def is_sum(text: str) -> bool:
     return re.fullmatch(r"[1-9+*()][0-9+*()]*", text) is not None and isinstance(eval(text), int)
 
 
+def nested(depth: int) -> dict:
+    schema: dict = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 @pytest.fixture(scope="module")
 def wide(model) -> TextModel:
     """The tiny model with room for longer texts."""
@@ -77,6 +84,12 @@ def test_a_text_that_is_cut_says_so(wide):
     result = wide.generate("Once", constraint={"regex": "[ab]{50}"}, max_tokens=20).result()
     assert (result.finish_reason, len(result.tokens)) == ("length", 20)
     assert re.fullmatch("[ab]{1,50}", result.text)
+
+
+def test_a_rule_that_cannot_be_fulfilled_ends_the_text_and_says_so(wide):
+    """After "ab" comes a rule that always begins with itself."""
+    result = wide.generate("Once", constraint={"grammar": 'start: "ab" tail\ntail: tail "c"'}).result()
+    assert (result.text, result.finish_reason) == ("ab", "constraint")
 
 
 def test_odds_under_a_constraint_are_the_model_s_own_among_what_is_allowed(wide):
@@ -141,6 +154,12 @@ def test_a_fork_goes_its_own_way(model):
     )
 
 
+def test_a_text_that_has_left_its_constraint_is_over(model):
+    constraint = Constraint(model.tokenizer, {"regex": "a+"})
+    constraint.accept(*model.tokenizer.encode("b"))
+    assert (constraint.is_complete, constraint.is_met) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [
@@ -153,6 +172,14 @@ def test_a_fork_goes_its_own_way(model):
         ({"json_schema": {"type": "objct"}}, "json_schema cannot be used: Invalid type: objct"),
         ({"json_schema": {"if": {}}}, 'json_schema cannot be used: Unimplemented keys: ["if"]'),
         ({"grammar": "strt: a"}, "grammar cannot be used: no start rule found"),
+        ({"json_schema": False}, "json_schema must be a JSON object, not False"),
+        ({"json_schema": {"enum": [{1, 2}]}}, "json_schema is not JSON: Object of type set"),
+        ({"json_schema": nested(20_000)}, "json_schema is not JSON: maximum recursion depth exceeded"),
+        ({"json_schema": {"$ref": "#"}}, "json_schema cannot be used: nothing can be written under it"),
+        ({"json_schema": {"minimum": 2, "maximum": 1, "type": "integer"}}, "json_schema cannot be used: Unsatisfiable"),
+        ({"regex": r"[^\s\S]"}, "regex cannot be used: nothing can be written under it"),
+        ({"regex": "(" * 3000 + "a" + ")" * 3000}, "regex cannot be used: exceed the maximum number of nested"),
+        ({"grammar": 'start: start "a"'}, "grammar cannot be used: nothing can be written under it"),
     ],
 )
 def test_a_wrong_constraint_is_one_line_before_any_work(model, constraint, message):

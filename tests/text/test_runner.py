@@ -183,7 +183,8 @@ def test_a_cancelled_job_frees_its_place(model):
 
 
 def test_a_trace_holds_every_step(model, tmp_path):
-    result = model.generate("The fox", seed=9, max_tokens=12, stop="zzz", logit_bias={30: 2}).result()
+    steered = {"stop": "zzz", "logit_bias": {30: 2}, "constraint": {"regex": "[a-z ]+"}}
+    result = model.generate("The fox", seed=9, max_tokens=12, **steered).result()
     result.trace.save(tmp_path / "fox.trace")
     trace = Trace.load(tmp_path / "fox.trace")
     assert trace.arrays["tokens"].tolist() == result.tokens

@@ -118,6 +118,8 @@ class TextTeller:
             lines.append("It ended by itself: the piece that it drew last means 'the end'.")
         elif result.finish_reason == "stop" and result.settings["constraint"] and not result.settings["stop"]:
             lines.append("It ended there because it is whole: nothing can follow that the constraint allows.")
+        elif result.finish_reason == "constraint":
+            lines.append("It ended there unfinished: the constraint lets nothing follow.")
         elif result.finish_reason == "stop":
             lines.append("It ended there because the next piece would have completed a text given with --stop.")
         else:

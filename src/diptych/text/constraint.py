@@ -7,6 +7,7 @@ any vocabulary will do.
 
 import json
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +37,7 @@ class Constraint:
         wanted: one of "json_schema", "regex" and "grammar", and it; see `Settings`.
 
     Raises:
-        ValueError: a schema, an expression or a grammar that cannot be understood.
+        ValueError: a schema, an expression or a grammar that cannot be understood, or that no text is written under.
     """
 
     def __init__(self, tokenizer: Tokenizer, wanted: Mapping[str, Any]) -> None:
@@ -44,40 +45,48 @@ class Constraint:
         self._ends = np.array(sorted(tokenizer.ends), dtype=np.int64)
         self._size = tokenizer.size
         self._matcher = _compiled(tokenizer, kind, json.dumps(source)).deep_copy()
+        self._look()
+        if self.is_complete:
+            raise ValueError(f"{kind} cannot be used: nothing can be written under it")
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing can be added to the text any more."""
-        return self._matcher.is_stopped()
+        """Whether nothing can be added to the text any more, but an end."""
+        return not self._goes_on.any()
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the text as it stands is what was wanted. One that is complete and is not has run into a rule that
+        cannot be fulfilled, or has become too complex to be followed."""
+        return self._matcher.is_accepting()
 
     def forbidden(self, *, may_end: bool) -> NDArray[np.bool_]:
         """The tokens that cannot come next: (V,).
 
         Args:
             may_end: False forbids the tokens that end a text, too, unless nothing else is left.
-
-        Raises:
-            ValueError: the text has become too complex to be followed.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        is_allowed = np.unpackbits(bits, count=self._size, bitorder="little").astype(bool)
-        if not is_allowed.any():
-            raise ValueError(f"the constraint can no longer be followed: {_reason(self._matcher.get_error())}")
-        if not may_end:
-            others = is_allowed.copy()
-            others[self._ends] = False
-            is_allowed = others if others.any() else is_allowed
-        return ~is_allowed
+        return ~(self._is_allowed if may_end or self.is_complete else self._goes_on)
 
     def accept(self, token: int) -> None:
         """The text goes on with `token`, which must not be forbidden."""
         self._matcher.consume_token(token)
+        self._look()
 
     def fork(self) -> "Constraint":
         """The same, to go on with other tokens."""
-        copy = object.__new__(Constraint)
-        copy._ends, copy._size, copy._matcher = self._ends, self._size, self._matcher.deep_copy()
-        return copy
+        fork = copy(self)
+        fork._matcher = self._matcher.deep_copy()
+        return fork
+
+    def _look(self) -> None:
+        if self._matcher.is_error():
+            self._is_allowed = np.zeros(self._size, dtype=bool)
+        else:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            self._is_allowed = np.unpackbits(bits, count=self._size, bitorder="little").astype(bool)
+        self._goes_on = self._is_allowed.copy()
+        self._goes_on[self._ends] = False
 
 
 def forbidden(tokenizer: Tokenizer, constraint: Constraint | None, *, may_end: bool) -> Ids | NDArray[np.bool_] | None:

@@ -11,7 +11,7 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.core.trace import Trace
 from diptych.text.odds import Numbers, Odds, leading, log_total_and_entropy
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "constraint", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class TextResult:
     Args:
         text: the texts of the steps, joined.
         tokens: all that were drawn, the one that ended the text included.
-        finish_reason: "stop" (the end token, a stop text, or nothing that the constraint lets follow), "length"
-            (max_tokens or the context), "cancelled".
+        finish_reason: "stop" (the end token, a stop text, or a constraint that is met and lets nothing follow),
+            "length" (max_tokens or the context), "constraint" (it lets nothing follow and is not met), "cancelled".
         speculation: what drafting did for it; None without.
     """
 

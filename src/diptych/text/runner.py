@@ -199,14 +199,18 @@ class TextRunner:
     def _take(self, job: TextJob, token: int, scores: Numbers, chances: Odds) -> TextStep:
         """Append a token to a job; the step that tells of it, with the logits and the odds that it was drawn from."""
         index = len(job.steps)
-        if job.constraint:
+        reason: FinishReason | None = "length" if index + 1 == job.limit else None
+        if token in self.tokenizer.ends:
+            reason = "stop"
+        elif job.constraint:
             job.constraint.accept(token)
-        is_end = token in self.tokenizer.ends or (job.constraint is not None and job.constraint.is_complete)
-        is_last = is_end or index + 1 == job.limit
-        text = job.writer.write(self.tokenizer.token_bytes(token), is_last=is_last)
-        job.is_done = is_last or job.writer.has_stopped
-        if job.is_done:
-            job.finish_reason = "stop" if is_end or job.writer.has_stopped else "length"
+            if job.constraint.is_complete:
+                reason = "stop" if job.constraint.is_met else "constraint"
+        text = job.writer.write(self.tokenizer.token_bytes(token), is_last=reason is not None)
+        if job.writer.has_stopped:
+            reason = "stop"
+        if reason:
+            job.is_done, job.finish_reason = True, reason
         self._go_on(job, token)
         job.tokens.append(token)
 

@@ -179,11 +179,11 @@ def _constraint(wanted: Any) -> dict[str, Any] | None:
     ((kind, source),) = wanted.items()
     if kind not in CONSTRAINTS:
         raise unknown("constraint", str(kind), CONSTRAINTS)
-    if kind == "json_schema" and isinstance(source, str):
+    if kind == "json_schema":
         try:
-            source = json.loads(source)
-        except (ValueError, RecursionError) as error:
+            source = json.loads(source if isinstance(source, str) else json.dumps(source))
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"json_schema is not JSON: {error}") from error
-    if not isinstance(source, dict | bool if kind == "json_schema" else str):
+    if not isinstance(source, dict if kind == "json_schema" else str):
         raise ValueError(f"{kind} must be {'a JSON object' if kind == 'json_schema' else 'a text'}, not {source!r}")
     return {kind: source}
