@@ -60,3 +60,11 @@ def test_what_a_benchmark_needs_is_said(tmp_path: Path, arguments: tuple[str, ..
     done = run(str(BENCHMARKS / "training.py"), *arguments, folder=tmp_path)
     assert done.returncode == 2
     assert missing in done.stderr
+
+
+def test_long_prompts_are_timed_in_growing_order(tmp_path: Path) -> None:
+    done = run(str(BENCHMARKS / "long_context.py"), "--lengths", "70", "40", "--tokens", "3", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    heading, *lines = done.stdout.splitlines()
+    assert heading.startswith("quill, 9.5 M parameters")
+    assert [line.split("|")[1].strip() for line in lines] == ["tokens", "---", "40", "70"]
