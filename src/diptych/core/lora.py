@@ -1,0 +1,167 @@
+"""LoRA: a model is taught something new by two thin matrices beside each of its own, which stay as they are.
+
+h = W x + scale B A x (Hu et al. 2021, eq. 3): W is the model's, frozen; A (rank, in) and B (out, rank) are the
+adapter's. An adapter is a module of its own that is hung beside the layers of a network: the network's weights keep
+their names and their bytes, several adapters can be had for one network, and taking one off leaves nothing behind.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diptych.core.dropout import Dropout
+from diptych.core.spelling import unknown
+
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What an adapter is like.
+
+    Args:
+        rank: of the product of the two matrices.
+        alpha: scale = alpha / rank, so that the rate of learning need not change with the rank.
+        dropout: of what A reads, while training.
+        targets: names of the layers that are adapted, wherever in the network; () is all matrices of its blocks.
+        use_rslora: scale = alpha / sqrt(rank), which holds for large ranks, too (Kalajdzievski 2023).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"adapter.rank must be at least 1, not {self.rank}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"adapter.alpha must be a finite number > 0, not {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adapter.dropout must be a number >= 0 and < 1, not {self.dropout}")
+
+    def scale(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+class LowRank(nn.Module):
+    """scale B A x. A starts as a linear layer does, B at zero: an adapter that has learned nothing changes nothing.
+
+    Args:
+        size: (out, in) of the matrix that it stands beside.
+    """
+
+    def __init__(self, size: tuple[int, int], rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, size[1]))
+        self.b = nn.Parameter(torch.zeros(size[0], rank))
+        self.scale = scale
+        self.dropout = Dropout(dropout)
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        read = F.linear(self.dropout(x).to(self.a.dtype), self.a)
+        return F.linear(read, self.b) * self.scale
+
+    def difference(self) -> Tensor:
+        """What it adds to the matrix: (out, in), float32."""
+        return self.scale * (self.b.detach().float() @ self.a.detach().float())
+
+
+class Adapter(nn.Module):
+    """Low-rank matrices for layers of a network, by the layers' names.
+
+    Attributes:
+        strength: how much of it is added; 1 as it was trained, 0 nothing.
+    """
+
+    def __init__(self, settings: LoraSettings, layers: Mapping[str, LowRank]) -> None:
+        super().__init__()
+        self.settings = settings
+        self._layers = nn.ModuleDict({name.replace(".", "/"): layer for name, layer in layers.items()})
+        self.strength = 1.0
+        self._handles: list[RemovableHandle] = []
+
+    @classmethod
+    def fresh(cls, network: nn.Module, settings: LoraSettings) -> "Adapter":
+        """An adapter for `network` that has learned nothing.
+
+        Raises:
+            ValueError: a target that the network has no linear layer of; the message lists those it has.
+        """
+        linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        known = sorted({_last(name) for name in linear})
+        for target in settings.targets:
+            if target not in known:
+                raise unknown("linear layer", target, known)
+        targets = settings.targets or MATRICES
+        scale = settings.scale(settings.rank, settings.alpha)
+        layers = {
+            name: LowRank((module.out_features, module.in_features), settings.rank, scale, settings.dropout)
+            for name, module in linear.items()
+            if _last(name) in targets
+        }
+        return cls(settings, layers)
+
+    @property
+    def layers(self) -> dict[str, LowRank]:
+        """By the name of the layer that each stands beside."""
+        found: dict[str, LowRank] = {}
+        for name, layer in self._layers.items():
+            assert isinstance(layer, LowRank)
+            found[name.replace("/", ".")] = layer
+        return found
+
+    def attach(self, network: nn.Module) -> None:
+        """From now on `network` computes with the adapter, until `detach`.
+
+        Raises:
+            ValueError: it is attached already, or is for another network.
+        """
+        if self._handles:
+            raise ValueError("the adapter is attached already; detach it first")
+        modules = dict(network.named_modules())
+        for name in self.layers:
+            if name not in modules:
+                raise ValueError(f"the adapter does not fit the network, which has no '{name}'")
+        for name, layer in self.layers.items():
+            self._handles.append(modules[name].register_forward_hook(self._hook(layer)))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def merge_into(self, network: nn.Module) -> None:
+        """Add the adapter to the network's own weights; the sum is made in float32.
+
+        Raises:
+            ValueError: it is for another network, or one whose weights are not plain matrices.
+        """
+        modules = dict(network.named_modules())
+        for name, layer in self.layers.items():
+            module = modules.get(name)
+            size = (layer.b.shape[0], layer.a.shape[1])
+            if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != size:
+                raise ValueError(f"the adapter does not fit the network: '{name}' is no matrix of {size} there")
+            difference = layer.difference().to(module.weight.device)
+            module.weight.copy_(module.weight.float() + self.strength * difference)
+
+    def _hook(self, layer: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            added: Tensor = self.strength * layer(inputs[0])
+            return output + added.to(output.dtype)
+
+        return add
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
