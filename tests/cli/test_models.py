@@ -4,7 +4,10 @@ import torch
 from safetensors.torch import save_file
 
 from diptych.cli.models import count_parameters
+from diptych.core.lora import Adapter, LoraSettings
+from diptych.interop.peft import write_adapter
 from diptych.models import bundled
+from diptych.text.model import TextModel
 
 
 def test_the_header_alone_tells_the_number_of_parameters(tmp_path):
@@ -54,3 +57,23 @@ def test_what_cannot_go_out_or_in_is_said_in_one_line(diptych, folder, tiny_quil
         assert message in run.err
         assert run.err.count("\n") == 1
     assert not (folder / "out").exists()
+
+
+def test_an_adapter_is_written_with_and_merged(diptych, folder, tiny_quill):
+    """Beside the model and in its weights it writes the same, and not what the model writes without it."""
+    model = TextModel.load(tiny_quill, device="cpu", dtype="float32")
+    torch.manual_seed(4)
+    adapter = Adapter.fresh(model.decoder, LoraSettings())
+    for layer in adapter.layers.values():
+        torch.nn.init.normal_(layer.b, std=0.1)
+    write_adapter(adapter, model.config, folder / "poet", base="tiny-quill", card="# poet\n")
+    settings = ("--temperature", 0, "--max-tokens", 9, "--dtype", "float32")
+    bare = diptych("text", "Once", "--model", tiny_quill, *settings).out
+    beside = diptych("text", "Once", "--model", tiny_quill, "--adapter", "poet", *settings).out
+    assert diptych("models", "merge", tiny_quill, "poet", "--out", "merged").status == 0
+    merged = diptych("text", "Once", "--model", "merged", *settings).out
+    assert (merged == beside, beside == bare) == (True, False)
+    assert (folder / "merged" / "README.md").read_text().startswith("# merged\n\nThe model tiny-quill with the adapter")
+    run = diptych("models", "merge", tiny_quill, tiny_quill, "--out", "other")
+    assert (run.status, run.err.count("\n")) == (1, 1)
+    assert "is not an adapter: it has no adapter_config.json" in run.err

@@ -38,6 +38,7 @@ COMMANDS = {
 
 def chat(
     model: Annotated[str, typer.Argument(help="A bundled model or a checkpoint directory.")] = "quill",
+    adapter: frame.Adapter = None,
     system: Annotated[str, typer.Option(help="Tell the model how to behave.")] = "",
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that was kept.")] = None,
     set_: Annotated[
@@ -49,7 +50,7 @@ def chat(
 ) -> None:
     """Talk with a model: a line is a message, Ctrl-C stops an answer, /help lists what else there is."""
     is_at_terminal = sys.stdin.isatty() and frame.is_terminal(sys.stdout)
-    talk = Chat(frame.text_model(model, device, dtype), is_at_terminal=is_at_terminal)
+    talk = Chat(frame.text_model(model, device, dtype, adapter), is_at_terminal=is_at_terminal)
     with frame.settings():
         if seed is not None:
             talk.set(f"seed={seed}")

@@ -43,6 +43,9 @@ def application(about: str | None = None) -> typer.Typer:
     )
 
 
+Adapter = Annotated[Path | None, typer.Option(help="A folder with a LoRA adapter to write with.")]
+
+
 @contextmanager
 def settings() -> Iterator[None]:
     """A ValueError in this block is a wrong setting, not a failure."""
@@ -95,10 +98,14 @@ def tell_fresh_seed(seed: int | None, used: int) -> None:
         say(f"seed {used}; --seed {used} makes the same again")
 
 
-def text_model(name: str, device: str | None, dtype: str | None) -> "TextModel":
+def text_model(name: str, device: str | None, dtype: str | None, adapter: Path | None = None) -> "TextModel":
     model = _load(name, device, dtype)
     if model.panel != "text":
         raise UsageError(f"model '{name}' paints pictures; 'diptych image --model {name}' uses it")
+    if adapter:
+        from diptych.interop.peft import load_adapter
+
+        model.use_adapter(load_adapter(model, adapter))
     return model
 
 

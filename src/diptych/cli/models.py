@@ -82,6 +82,29 @@ def export(
     frame.say(f"{out}: {architecture}; AutoModelForCausalLM.from_pretrained opens it")
 
 
+@app.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="A bundled model or a checkpoint directory that writes.")],
+    adapter: Annotated[Path, typer.Argument(help="A folder with a LoRA adapter for it.")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes, a folder that does not exist yet.")],
+) -> None:
+    """Add an adapter to a model's weights: one checkpoint, which is as quick as the model itself."""
+    _check_new(out)
+    from diptych.core.weights import stored_dtype
+    from diptych.interop.folder import card_of
+    from diptych.interop.peft import load_adapter
+    from diptych.models import find
+
+    directory, _ = find(model)
+    merged = frame.text_model(model, "cpu", stored_dtype(directory))
+    before = merged.name
+    merged.merge_adapter(load_adapter(merged, adapter))
+    merged.name = out.resolve().name
+    about = f"# {merged.name}\n\nThe model {before} with the adapter `{adapter.resolve().name}` added to its weights."
+    merged.save(out, "\n\n".join(filter(None, (about, card_of(adapter), card_of(directory)))) + "\n")
+    frame.say(f"{out}: {before} with the adapter in its weights; 'diptych text --model {out}' writes")
+
+
 def _check_new(out: Path) -> None:
     if out.exists():
         raise UsageError(f"'{out}' exists already; name a new folder")

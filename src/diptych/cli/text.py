@@ -22,6 +22,7 @@ EXPLAINED = 64  # candidates that a telling needs at least
 def text(
     prompt: Annotated[str, typer.Argument(help="What the text goes on from.")],
     model: Annotated[str, typer.Option(help="A bundled model, a checkpoint directory, or a hub id.")] = "quill",
+    adapter: frame.Adapter = None,
     seed: frame.Seed = None,
     n: Annotated[int, typer.Option("--n", "-n", help="How many texts, over one reading of the prompt.")] = 1,
     speculate: Annotated[
@@ -50,7 +51,7 @@ def text(
     leading = chosen.get("num_candidates", Settings.num_candidates)
     if form == "explain":
         chosen["num_candidates"] = max(EXPLAINED, leading)
-    writer = frame.text_model(model, device, dtype)
+    writer = frame.text_model(model, device, dtype, adapter)
     drafter = speculate if speculate in (None, "ngram") else frame.text_model(str(speculate), device, dtype)
     used = frame.seed_or_fresh(seed)
     from diptych.text.cache import CacheSettings

@@ -80,6 +80,7 @@ class Adapter(nn.Module):
 
     Attributes:
         strength: how much of it is added; 1 as it was trained, 0 nothing.
+        network: what it is attached to; its parameters are not the adapter's.
     """
 
     def __init__(self, settings: LoraSettings, layers: Mapping[str, LowRank]) -> None:
@@ -88,6 +89,11 @@ class Adapter(nn.Module):
         self._layers = nn.ModuleDict({name.replace(".", "/"): layer for name, layer in layers.items()})
         self.strength = 1.0
         self._handles: list[RemovableHandle] = []
+        self._network: list[nn.Module] = []  # in a list, or its parameters would be the adapter's
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network[0]
 
     @classmethod
     def fresh(cls, network: nn.Module, settings: LoraSettings) -> "Adapter":
@@ -131,13 +137,14 @@ class Adapter(nn.Module):
         for name in self.layers:
             if name not in modules:
                 raise ValueError(f"the adapter does not fit the network, which has no '{name}'")
+        self._network = [network]
         for name, layer in self.layers.items():
             self._handles.append(modules[name].register_forward_hook(self._hook(layer)))
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._network = [], []
 
     @torch.no_grad()
     def merge_into(self, network: nn.Module) -> None:

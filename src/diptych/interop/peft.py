@@ -154,7 +154,7 @@ def load_adapter(model: TextModel, directory: str | Path, name: str | None = Non
 
 
 def _module(place: Place) -> str:
-    return place.name.rpartition(".")[0]
+    return place.names[0].rpartition(".")[0]
 
 
 def _joined(parts: list[tuple[Place, LowRank]]) -> tuple[Tensor, Tensor]:

@@ -120,8 +120,12 @@ def train(
             f"the loss of objective {settings.objective} compares all rows of a batch with each other, so a step "
             "cannot be divided: set run.accumulate = 1 and train in one process"
         )
+    called = {id(parameter) for network in task.networks for parameter in network.parameters()}
+    if ranks.mesh is not None and any(id(parameter) not in called for parameter in model.parameters()):
+        raise ValueError("an adapter trains in one process; start the run without torchrun")
     if compute == torch.float64:
-        model.double()
+        for network in (model, *task.networks):
+            network.double()
     ranks.spread(task.networks)
     prepare(task.networks, recompute=settings.recompute, compile=settings.compile, blocks=blocks_of)
     optimizers = make_optimizers(model, recipe.optimizer, compute)

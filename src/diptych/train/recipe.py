@@ -19,7 +19,7 @@ from diptych.core.spelling import nearest
 from diptych.train.dial import derive, follows
 
 SectionT = TypeVar("SectionT")
-SECTIONS = ("run", "model", "data", "optimizer", "parallel")
+SECTIONS = ("run", "model", "data", "optimizer", "parallel", "adapter")
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Recipe:
             "run": vars(self.run) | {},
             "optimizer": vars(self.optimizer) | {},
             "parallel": vars(self.parallel) | {},
-            **{name: table for name, table in self.tables.items() if name in ("model", "data")},
+            **{name: table for name, table in self.tables.items() if name in ("model", "data", "adapter")},
         }
 
 

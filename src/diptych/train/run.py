@@ -144,6 +144,7 @@ def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
         "optimizer.name": recipe["optimizer"]["name"],
         "[model]": recipe.get("model"),
         "[data]": recipe.get("data"),
+        "[adapter]": recipe.get("adapter"),
     }
 
 

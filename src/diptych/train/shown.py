@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from diptych.core.lora import LoraSettings
 from diptych.core.spelling import unknown
 from diptych.train.recipe import Recipe
 from diptych.train.tasks import TASKS
@@ -24,6 +25,8 @@ def shown(recipe: Recipe) -> str:
     tables = recipe.resolved()
     for name, cls in (("model", task.Model), ("data", task.Data)):
         tables[name] = asdict(recipe.section(name, cls))
+    if "adapter" in tables:
+        tables["adapter"] = asdict(recipe.section("adapter", LoraSettings))
     tables["model"] |= task.filled_in(recipe) if hasattr(task, "filled_in") else {}
     blocks = (block for name, table in tables.items() for block in _blocks(recipe, name, table))
     return "\n".join("\n".join(lines) + "\n" for lines in blocks)

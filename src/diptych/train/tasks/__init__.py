@@ -80,6 +80,8 @@ def build(recipe: Recipe) -> Task:
     """The task that a recipe asks for, with its data found and its sizes checked."""
     if recipe.run.objective not in TASKS:
         raise unknown("objective", recipe.run.objective, TASKS)
+    if "adapter" in recipe.tables and recipe.run.objective != "next-token":
+        raise ValueError(f"{recipe.where('adapter')}: only the objective next-token trains adapters so far")
     module = importlib.import_module(TASKS[recipe.run.objective])
     task: Task = module.build(recipe)
     return task

@@ -1,7 +1,7 @@
 """Training the decoder to predict the next token of a mixture of corpora."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.experts import active_parameters
+from diptych.core.lora import Adapter, LoraSettings
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.data.mix import labels, read_mix
 from diptych.data.packing import Batch, Mixture, MixtureSource
 from diptych.data.tokenised import packed, vocabulary
 from diptych.data.trouble import Troubles
+from diptych.interop.configs import architecture_for
+from diptych.interop.peft import write_adapter
+from diptych.text.chat_template import read_template
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import TOGETHER, bits_per_byte, count_targets, next_token_loss
@@ -72,9 +76,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """[model]: `depth` is the one dial; `overrides` sets what else `DecoderConfig` has by hand."""
+    """[model]: `depth` is the one dial; `overrides` sets what else `DecoderConfig` has by hand. An adapter has the
+    sizes of the model that it is for, and rows of `context` tokens at most."""
 
-    depth: int
+    depth: int | None = None
     context: int = 512
     dropout: float = 0.0
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -83,11 +88,38 @@ class Model:
 def decoder_sizes(recipe: Recipe, vocab_size: int) -> DecoderConfig:
     """What [model] comes to."""
     settings = recipe.section("model", Model)
+    if "adapter" in recipe.tables:
+        return _adapted_sizes(recipe, settings)
+    if settings.depth is None:
+        raise ValueError(f"{recipe.path}: [model] lacks 'depth'")
     overrides = {"dropout": settings.dropout} | recipe.sizes("model.overrides", DecoderConfig)
     with recipe.checking("model"):
         if twice := sorted({"vocab_size", "context"} & set(overrides)):
             raise ValueError(f"{twice[0]} has a key of its own; model.overrides may not hold it")
         return DecoderConfig.from_depth(settings.depth, vocab_size, settings.context, **overrides)
+
+
+def _adapted_sizes(recipe: Recipe, settings: Model) -> DecoderConfig:
+    """Those of the model that an adapter is for."""
+    with recipe.checking("adapter"):
+        if not recipe.run.init_from:
+            raise ValueError("an adapter is for a model that there is: name it in run.init_from")
+        if settings != Model(context=settings.context):
+            raise ValueError("the sizes are those of run.init_from: [model] may set the context, and nothing else")
+    start = Start(recipe, "decoder")
+    with recipe.checking("run", "init_from"):
+        sizes = DecoderConfig.from_dict(start.config["decoder"])
+        architecture_for(sizes)  # whose names the adapter is kept by
+    is_fixed = sizes.position == "learned"
+    return replace(sizes, dropout=0.0, context=sizes.context if is_fixed else min(settings.context, sizes.context))
+
+
+def _fresh_adapter(recipe: Recipe, decoder: Decoder) -> Adapter:
+    """An adapter on a decoder that stays as it is."""
+    with recipe.checking("adapter"):
+        adapter = Adapter.fresh(decoder.requires_grad_(False).eval(), recipe.section("adapter", LoraSettings))
+    adapter.attach(decoder)
+    return adapter
 
 
 class NextTokenTask:
@@ -124,21 +156,24 @@ class NextTokenTask:
         self.source: MixtureSource = MixtureSource(mixture, recipe.run.batch, recipe.run.seed)
         self.device, self.compute = choose()
         torch.manual_seed(recipe.run.seed)
-        self.model: Decoder = Decoder(sizes).to(self.device)
+        self.decoder = Decoder(sizes).to(self.device)
         if start and is_narrower:
-            start.fill_narrower(self.model, sizes.hidden)
+            start.fill_narrower(self.decoder, sizes.hidden)
         elif start:
-            start.fill(self.model)
+            start.fill(self.decoder)
+        self.chat_template = read_template(start.directory) if start else None
+        self.adapter = _fresh_adapter(recipe, self.decoder).to(self.device) if "adapter" in recipe.tables else None
+        self.model: nn.Module = self.decoder if self.adapter is None else self.adapter
 
     @property
     def networks(self) -> list[nn.Module]:
-        return [self.model]
+        return [self.decoder]
 
     def count(self, batch: Batch) -> int:
         return count_targets(batch)
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        loss, figures = next_token_loss(self.model, batch)
+        loss, figures = next_token_loss(self.decoder, batch)
         return loss, {name: figure for name, figure in figures.items() if name not in ("loss", "tokens")}
 
     def validate(self) -> dict[str, float]:
@@ -147,9 +182,9 @@ class NextTokenTask:
         label = labels(list(self.data.mix))
         for name, texts in self.held_out.items():
             if texts:
-                context, most = self.model.config.context, self.data.validation_documents
+                context, most = self.decoder.config.context, self.data.validation_documents
                 score = bits_per_byte(
-                    self.model, self.tokenizer, texts, context, most, overlap=self.data.validation_overlap
+                    self.decoder, self.tokenizer, texts, context, most, overlap=self.data.validation_overlap
                 )
                 figures |= score.figures(f"bits_per_byte/{label[name]}")
         return figures
@@ -159,7 +194,7 @@ class NextTokenTask:
 
     def sample(self, directory: Path, step: int) -> None:
         """A page of text: the same prompts and seeds at every time, so that pages compare."""
-        model = TextModel(self.recipe.name, self.model, self.tokenizer)
+        model = TextModel(self.recipe.name, self.decoder, self.tokenizer)
         pages = []
         for prompt in PROMPTS:
             told = model.generate(prompt, max_tokens=150, temperature=0.7, seed=1).result().text
@@ -167,15 +202,24 @@ class NextTokenTask:
         save_texts(directory, step, pages, PROMPTS)
 
     def about(self) -> About:
-        config, mix = self.model.config, self.data.mix
+        config, mix = self.decoder.config, self.data.mix
         label = labels(list(mix))
         left_out = f" {self.repeated} that repeat others were left out." if self.repeated else ""
         shares = ", ".join(f"{label[name]} {weight / sum(mix.values()):.0%}" for name, weight in mix.items())
-        return About(
-            made=f"A language model: a decoder-only transformer of {config.num_layers} layers, width {config.width}, "
+        made = (
+            f"A language model: a decoder-only transformer of {config.num_layers} layers, width {config.width}, "
             f"{self._experts()}"
             f"and a byte-level vocabulary of {self.tokenizer.size:,} tokens. It writes on from a beginning, one token "
-            "after the other. The weights are kept as bfloat16.",
+            "after the other. The weights are kept as bfloat16."
+        )
+        if self.adapter is not None:
+            made = (
+                f"An adapter (LoRA of rank {self.adapter.settings.rank}, in PEFT's format) for a model of "
+                f"{config.num_layers} layers, width {config.width}, and {self.tokenizer.size:,} tokens, which it is "
+                "used with: `diptych text --model MODEL --adapter HERE`."
+            )
+        return About(
+            made=made,
             example=f"rows of {config.context} tokens",
             data=f"Shares of the tokens read: {shares}. Corpora and plain text were brought to one written style, and "
             f"documents were divided into training and validation whole.{left_out}",
@@ -195,18 +239,22 @@ class NextTokenTask:
         )
 
     def _experts(self) -> str:
-        experts = self.model.config.experts
+        experts = self.decoder.config.experts
         if not experts:
             return ""
         return (
             f"{experts.num_experts} experts in a layer of which a token passes through {experts.top_k} "
-            f"({active_parameters(self.model):,} parameters in all), "
+            f"({active_parameters(self.decoder):,} parameters in all), "
         )
 
     def save(self, directory: Path, card: str) -> None:
         if self.recipe.run.init_from:
             card += earlier_stages(self.recipe.run.init_from)
-        TextModel(self.recipe.name, self.model, self.tokenizer).save(directory, card, dtype=torch.bfloat16)
+        if self.adapter is not None:
+            write_adapter(self.adapter, self.decoder.config, directory, base=self.recipe.run.init_from, card=card)
+            return
+        model = TextModel(self.recipe.name, self.decoder, self.tokenizer, chat_template=self.chat_template)
+        model.save(directory, card, dtype=torch.bfloat16)
 
 
 def build(recipe: Recipe) -> NextTokenTask:
@@ -215,6 +263,8 @@ def build(recipe: Recipe) -> NextTokenTask:
 
 def filled_in(recipe: Recipe) -> dict[str, Any]:
     """[model.overrides] with everything that the recipe leaves to the dial and to the decoder."""
+    if "adapter" in recipe.tables:
+        return {}
     sizes = decoder_sizes(recipe, recipe.section("data", Data).vocab_size).to_dict()
     return {
         "overrides": {key: value for key, value in sizes.items() if key not in ("vocab_size", "context", "dropout")}
@@ -228,8 +278,14 @@ def outline(recipe: Recipe) -> Outline:
     data = recipe.section("data", Data)
     sizes = decoder_sizes(recipe, data.vocab_size)
 
+    def make() -> nn.Module:
+        return _fresh_adapter(recipe, Decoder(sizes)) if "adapter" in recipe.tables else Decoder(sizes)
+
+    def decoder(model: Any) -> Any:
+        return model.network if isinstance(model, Adapter) else model
+
     def batch(rows: int) -> Batch:
-        tokens = torch.randint(data.vocab_size, (rows, sizes.context))
+        tokens = torch.randint(sizes.vocab_size, (rows, sizes.context))
         segments = torch.ones(rows, sizes.context, dtype=torch.int64)
         positions = torch.arange(sizes.context).expand(rows, -1).contiguous()
         return Batch(tokens, tokens.clone(), segments, positions)
@@ -238,13 +294,13 @@ def outline(recipe: Recipe) -> Outline:
     windows = WINDOWS if data.split == "documents" else TOGETHER  # of a document
     rows = max(1, min(windows, TOGETHER // sizes.context))
     return Outline(
-        make=lambda: Decoder(sizes),
-        networks=lambda model: [model],
+        make=make,
+        networks=lambda model: [decoder(model)],
         batch=batch,
-        loss=lambda model, batch: next_token_loss(model, batch)[0],
+        loss=lambda model, batch: next_token_loss(decoder(model), batch)[0],
         unit=NextTokenTask.unit,
         units=sizes.context,
-        validate=lambda model: F.log_softmax(model(batch(rows).tokens), dim=-1),
+        validate=lambda model: F.log_softmax(decoder(model)(batch(rows).tokens), dim=-1),
         validations=documents * WINDOWS / rows,
         tensor=sizes.num_kv_heads,
         stream=sizes.context * sizes.width,
