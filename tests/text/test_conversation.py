@@ -342,6 +342,12 @@ def test_what_is_no_conversation_is_refused_in_one_line(messages, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_developer_speaks_where_the_template_lets_one(chatml):
+    messages = [{"role": "developer", "content": "Be brief."}, TURNS[0]]
+    assert chatml.text(messages).startswith("<|im_start|>developer\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert chatml.fitted([*messages, TURNS[0]], 1)[1] == messages
+
+
 def test_a_template_can_refuse_a_conversation(vocabularies):
     ours, _ = format_and_peer("mistral", vocabularies)
     with pytest.raises(ValueError, match="the chat template refuses the conversation: After the system message, roles"):

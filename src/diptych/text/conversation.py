@@ -22,7 +22,7 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.text.chat_template import ChatTemplate
 
 Message = dict[str, Any]
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 MARK = "\ufdd0"  # Unicode keeps this one out of all texts
 # For a model that was never taught to chat: one text without roles. An answer goes on where the text before it ends,
 # everything else begins a new line.
@@ -57,8 +57,8 @@ class ChatFormat:
         """Token ids of a conversation, begin and all other special tokens included.
 
         Args:
-            messages: dicts with a role (system, user, assistant, tool) and a content, oldest first; tool calls and
-                what else a template reads may come with them as JSON values.
+            messages: dicts with a role (one of `ROLES`) and a content, oldest first; tool calls and what else a
+                template reads may come with them as JSON values.
             tools: JSON schemas of what the model may call.
             variables: what else the template reads (`template.variables`), such as {"enable_thinking": False}.
             add_generation_prompt: end where the assistant is to speak.
@@ -80,7 +80,7 @@ class ChatFormat:
         stay, however long.
         """
         kept = checked(messages)
-        head = next((place for place, message in enumerate(kept) if message["role"] != "system"), len(kept))
+        head = next((place for place, one in enumerate(kept) if one["role"] not in ROLES[:2]), len(kept))
         while True:
             ids = self.ids(kept, **options)
             turns = [place for place in range(head + 1, len(kept)) if kept[place]["role"] == "user"]
