@@ -78,6 +78,8 @@ class LowRank(nn.Module):
 class Adapter(nn.Module):
     """Low-rank matrices for layers of a network, by the layers' names.
 
+    What is adapted must be called as a module: a network that reads a layer's weights itself passes the adapter by.
+
     Attributes:
         strength: how much of it is added; 1 as it was trained, 0 nothing.
         network: what it is attached to; its parameters are not the adapter's.
@@ -159,8 +161,9 @@ class Adapter(nn.Module):
             size = (layer.b.shape[0], layer.a.shape[1])
             if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != size:
                 raise ValueError(f"the adapter does not fit the network: '{name}' is no matrix of {size} there")
-            difference = layer.difference().to(module.weight.device)
-            module.weight.copy_(module.weight.float() + self.strength * difference)
+            weight = module.weight
+            whole = weight.float() + self.strength * layer.difference().to(weight.device)
+            module.weight = nn.Parameter(whole.to(weight.dtype), weight.requires_grad)  # the old may be a file's
 
     def _hook(self, layer: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ class TextModel:
         """Have an adapter at hand; `use_adapter` puts it to use. Raises: ValueError for a name that is taken."""
         if name in self.adapters:
             raise ValueError(f"the model has an adapter '{name}' already")
-        self.adapters[name] = adapter.to(self.decoder.embedding.weight.device).eval()
+        self.adapters[name] = adapter.to(next(self.decoder.parameters()).device).eval()
 
     def use_adapter(self, name: str | None, strength: float = 1.0) -> None:
         """Write with one of the adapters, or with none, from the next text on.
