@@ -52,6 +52,7 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, ... [painting: the fastest here; measuring: float32]")
     ] = None,
+    bits: frame.Bits = None,
 ) -> None:
     """Measure a model on data that it did not learn from: bits per byte of text; pictures of held-out scenes and the
     denoising loss; what an autoencoder keeps; which caption belongs to which picture."""
@@ -63,12 +64,14 @@ def evaluate(
     _check(model, kind, on, sheet, dtype)
     if (lengths or rope_scaling or cache) and (kind != "text" or on != PASSKEY):
         raise UsageError(f"--lengths, --rope-scaling and --cache are for a model that writes, --on {PASSKEY}")
+    if bits is not None and kind != "text":
+        raise UsageError("--bits is for a model that writes")
     sheet = frame.output(sheet, ".png")
     if kind == "text" and on == PASSKEY:
-        reader = frame.text_model(model, device, dtype or MEASURED)
+        reader = frame.text_model(model, device, dtype or MEASURED, bits=bits)
         facts, words = _passkeys(reader, _lengths(lengths), documents, seed, rope_scaling, cache)
     elif kind == "text":
-        facts, words = _text(frame.text_model(model, device, dtype or MEASURED), on, documents)
+        facts, words = _text(frame.text_model(model, device, dtype or MEASURED, bits=bits), on, documents)
     elif kind == "judge":
         facts, words = _judge(directory)
     elif kind == "image" and on == SCENES:

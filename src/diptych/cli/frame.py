@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Seed = Annotated[int | None, typer.Option(help="Of every random draw: the same seed, the same result. [fresh]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. [the fastest here]")]
+Bits = Annotated[
+    int | None, typer.Option(help="8 or 4: the model's matrices in so many bits each number; faster. [all]")
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16. [what is fast here]")]
 CacheDtype = Annotated[
     str | None, typer.Option("--cache", help="int8 keeps what was read in half the memory. [as it is computed]")
@@ -98,8 +101,18 @@ def tell_fresh_seed(seed: int | None, used: int) -> None:
         say(f"seed {used}; --seed {used} makes the same again")
 
 
-def text_model(name: str, device: str | None, dtype: str | None, adapter: Path | None = None) -> "TextModel":
-    model = _load(name, device, dtype)
+def text_model(
+    name: str,
+    device: str | None,
+    dtype: str | None,
+    adapter: Path | None = None,
+    *,
+    bits: int | None = None,
+    compile: bool = False,
+) -> "TextModel":
+    if adapter and bits is not None:
+        raise UsageError("an adapter does not go with --bits: it changes matrices that are whole")
+    model = _load(name, device, dtype, bits, compile)
     if model.panel != "text":
         raise UsageError(f"model '{name}' paints pictures; 'diptych image --model {name}' uses it")
     if adapter:
@@ -116,13 +129,17 @@ def image_model(name: str, device: str | None, dtype: str | None) -> "ImageModel
     return model
 
 
-def _load(name: str, device: str | None, dtype: str | None) -> "TextModel | ImageModel":
+def _load(
+    name: str, device: str | None, dtype: str | None, bits: int | None = None, compile: bool = False
+) -> "TextModel | ImageModel":
     import diptych
     from diptych.core.precision import choose
+    from diptych.core.quantised import check_bits
 
     with settings():
         choose(device, dtype)
-    return diptych.load(name, device, dtype)
+        check_bits(bits)
+    return diptych.load(name, device, dtype, bits=bits, compile=compile)
 
 
 def recipe(path: Path, changes: list[str] | None, threads: int | None) -> "Recipe":

@@ -40,6 +40,8 @@ def text(
     out: Annotated[Path | None, typer.Option(help="Also write the text to this file.")] = None,
     device: frame.Device = None,
     dtype: frame.Dtype = None,
+    bits: frame.Bits = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile first: minutes, for many tokens.")] = False,
     **settings: Any,
 ) -> None:
     """Write on from a prompt, token by token. Settings that are left out are as the model's authors want them."""
@@ -51,7 +53,7 @@ def text(
     leading = chosen.get("num_candidates", Settings.num_candidates)
     if form == "explain":
         chosen["num_candidates"] = max(EXPLAINED, leading)
-    writer = frame.text_model(model, device, dtype, adapter)
+    writer = frame.text_model(model, device, dtype, adapter, bits=bits, compile=compile)
     drafter = speculate if speculate in (None, "ngram") else frame.text_model(str(speculate), device, dtype)
     used = frame.seed_or_fresh(seed)
     from diptych.text.cache import CacheSettings

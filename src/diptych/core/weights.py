@@ -154,6 +154,27 @@ def load_into(module: nn.Module, directory: str | Path, prefix: str = "") -> Non
 def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str | Path, prefix: str = "") -> None:
     """As `load_into`, from tensors at hand; `source` is what a message calls them."""
     wanted = module.state_dict()
+    for name, tensor in _fitting(wanted, tensors, source, prefix):
+        with torch.no_grad():
+            wanted[name].copy_(tensor)
+
+
+def adopt(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str | Path) -> None:
+    """As `fill`, for a module built on the device "meta": the tensors themselves become its weights, without a copy.
+
+    A module whose weights are mapped from a file takes memory as they are used. Changing them leaves the file alone.
+    """
+    for name, tensor in _fitting(module.state_dict(), tensors, source):
+        place, _, leaf = name.rpartition(".")
+        holder = module.get_submodule(place)
+        is_parameter = leaf in dict(holder.named_parameters(recurse=False))
+        setattr(holder, leaf, nn.Parameter(tensor.contiguous()) if is_parameter else tensor)
+
+
+def _fitting(
+    wanted: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], source: str | Path, prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of all that are wanted. Raises: ValueError as `load_into`."""
     missing = set(wanted)
     for key, tensor in tensors:
         if not key.startswith(prefix):
@@ -166,8 +187,7 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str |
                 f"'{source}' does not fit its config.json: '{key}' is {tuple(tensor.shape)}, "
                 f"the model needs {tuple(wanted[name].shape)}"
             )
-        with torch.no_grad():
-            wanted[name].copy_(tensor)
+        yield name, tensor
         missing.discard(name)
     if missing:
         raise ValueError(f"'{source}' does not fit its config.json: it lacks '{prefix}{min(missing)}'")

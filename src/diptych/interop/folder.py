@@ -10,13 +10,14 @@ from tokenizers import processors
 
 from diptych.core import weights
 from diptych.core.precision import choose
+from diptych.core.quantised import check_bits
 from diptych.core.tokenizer import BESIDE, Tokenizer
 from diptych.interop import generation_config
 from diptych.interop.configs import architecture_for, architecture_of, decoder_config
 from diptych.interop.tensors import decoder_tensors, published_tensors
 from diptych.text import chat_template
+from diptych.text.assembly import assemble
 from diptych.text.chat_template import FILE as TEMPLATE
-from diptych.text.decoder import Decoder
 from diptych.text.model import TextModel
 
 
@@ -25,7 +26,9 @@ def is_published(config: Mapping[str, Any]) -> bool:
     return "panel" not in config and ("architectures" in config or "model_type" in config)
 
 
-def open_folder(directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> TextModel:
+def open_folder(
+    directory: str | Path, *, device: str | None = None, dtype: str | None = None, bits: int | None = None
+) -> TextModel:
     """The text model in a Hugging Face directory.
 
     Raises:
@@ -33,6 +36,7 @@ def open_folder(directory: str | Path, *, device: str | None = None, dtype: str 
             or do not fit each other; each by its name.
     """
     directory = Path(directory)
+    check_bits(bits)
     chosen_device, chosen_dtype = choose(device, dtype)
     entries = weights.read_config(directory)
     try:
@@ -42,10 +46,8 @@ def open_folder(directory: str | Path, *, device: str | None = None, dtype: str 
     _check_files(directory)
     about = generation_config.read(directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.json", generation_config.ends(about, entries))
-    tensors = decoder_tensors(directory, config, row)  # checked before room for them is made
-    decoder = Decoder(config)
-    weights.fill(decoder, tensors, directory)
-    decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
+    tensors = decoder_tensors(directory, config, row)
+    decoder = assemble(config, tensors, directory, device=chosen_device, dtype=chosen_dtype, bits=bits)
     name, template, defaults = directory.resolve().name, _chat_template(directory), generation_config.defaults(about)
     try:
         return TextModel(name, decoder, tokenizer, chat_template=template, defaults=defaults)

@@ -35,14 +35,14 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
     return directory, read_config(directory)
 
 
-def open_model(name: str, *, device: str | None = None, dtype: str | None = None) -> "TextModel | ImageModel":
+def open_model(
+    name: str, *, device: str | None = None, dtype: str | None = None, bits: int | None = None, compile: bool = False
+) -> "TextModel | ImageModel":
     """Load a model of either panel; see `diptych.load`."""
     directory, config = find(name)
-    if config.get("panel") == "text":
-        from diptych.text.model import TextModel
-
-        return TextModel.load(directory, device=device, dtype=dtype)
     if config.get("panel") == "image":
+        if bits is not None or compile:
+            raise ValueError(f"bits and compile are for models that write; '{name}' paints")
         from diptych.image.model import ImageModel
 
         return ImageModel.load(directory, device=device, dtype=dtype)
@@ -52,7 +52,12 @@ def open_model(name: str, *, device: str | None = None, dtype: str | None = None
             "`diptych evaluate MODEL --on scenes`"
         )
     from diptych.interop.folder import is_published, open_folder
+    from diptych.text.model import TextModel
 
-    if is_published(config):
-        return open_folder(directory, device=device, dtype=dtype)
-    raise ValueError(f"'{directory}' is not a model of a panel: its config.json says panel {config.get('panel')!r}")
+    if config.get("panel") != "text" and not is_published(config):
+        raise ValueError(f"'{directory}' is not a model of a panel: its config.json says panel {config.get('panel')!r}")
+    open_text = open_folder if is_published(config) else TextModel.load
+    model = open_text(directory, device=device, dtype=dtype, bits=bits)
+    if compile:
+        model.compile()
+    return model

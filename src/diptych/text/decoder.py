@@ -256,7 +256,9 @@ class Decoder(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = NORMS[config.norm](config.width, config.norm_eps)
-        self.head = None if config.ties_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head: nn.Module | None = (
+            None if config.ties_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        )
         self.initialise()
 
     @torch.no_grad()
@@ -324,8 +326,8 @@ class Decoder(nn.Module):
             x = block(x, turn, seen, is_causal, None if cache is None else cache.store(index), key_turn)
         if places is not None:
             x = x[torch.arange(len(x), device=x.device)[:, None], places]
-        head = self.embedding.weight if self.head is None else self.head.weight
-        logits = F.linear(self.norm(x), head)
+        x = self.norm(x)
+        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
         if config.logit_softcap:
             logits = config.logit_softcap * torch.tanh(at_least_float32(logits) / config.logit_softcap)
         return at_least_float32(logits) if targets is None else negative_log_likelihood(logits, targets)

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from diptych.core import weights
+from diptych.core.blocked import leave_uncompiled
 from diptych.core.generation import Generation
 from diptych.core.lora import Adapter
 from diptych.core.positions import RopeScaling
 from diptych.core.precision import choose
+from diptych.core.quantised import check_bits
 from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
+from diptych.text.assembly import assemble
 from diptych.text.cache import CacheSettings
 from diptych.text.chat_template import FILE, read_template
 from diptych.text.conversation import ChatFormat
@@ -68,8 +71,14 @@ class TextModel:
         Settings.named(self.defaults)  # validated where they are made
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> Self:
-        """Raises: ValueError for a directory that is no whole text checkpoint, a device or dtype that is not here."""
+    def load(
+        cls, directory: str | Path, *, device: str | None = None, dtype: str | None = None, bits: int | None = None
+    ) -> Self:
+        """See `diptych.load`.
+
+        Raises: ValueError for a directory that is no whole text checkpoint, a device or dtype that is not here.
+        """
+        check_bits(bits)
         chosen_device, chosen_dtype = choose(device, dtype)
         config = weights.read_config(directory)
         if config.get("panel") != "text" or not isinstance(config.get("decoder"), dict):
@@ -77,17 +86,24 @@ class TextModel:
                 f"'{directory}' is not a text checkpoint: its config.json needs panel \"text\" and a decoder"
             )
         try:
-            decoder = Decoder(DecoderConfig.from_dict(config["decoder"]))
+            decoder_config = DecoderConfig.from_dict(config["decoder"])
         except ValueError as error:
             raise ValueError(f"'{directory}/config.json': {error}") from error
-        weights.load_into(decoder, directory)
+        tensors = weights.iterate_tensors(directory)
+        decoder = assemble(decoder_config, tensors, directory, device=chosen_device, dtype=chosen_dtype, bits=bits)
         tokenizer = Tokenizer.load(Path(directory) / "tokenizer.json")
-        decoder = decoder.to(device=chosen_device, dtype=chosen_dtype).eval()
         defaults = config.get("defaults", {})
         if not isinstance(defaults, dict):
             raise ValueError(f"'{directory}/config.json': defaults must be a table of settings, not {defaults!r}")
         name = str(config.get("name", Path(directory).name))
         return cls(name, decoder, tokenizer, chat_template=read_template(directory), defaults=defaults)
+
+    def compile(self) -> None:
+        """Have the blocks compiled (`torch.compile`) when they are first used: it takes a while, then writing is
+        faster."""
+        leave_uncompiled()
+        for block in self.decoder.blocks:
+            block.compile(dynamic=True)
 
     def save(self, directory: str | Path, card: str | None = None, *, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint directory, whole or not at all.

@@ -50,7 +50,8 @@ class Reader:
     ) -> None:
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"chunk must be a whole number of tokens >= 1, not {chunk!r}")
-        weight = decoder.embedding.weight
+        weight = next(decoder.parameters())
+        self._device = weight.device
         heads = next(module for module in decoder.modules() if isinstance(module, Attention)).num_kv_heads
         self.cache = KeyValueCache(
             decoder.config,
@@ -101,7 +102,7 @@ class Reader:
     def _call(self, parts: Sequence[Part]) -> Tensor:
         """One call of the network: logits (B, P, V) after the last P tokens of each row, P the most that one wants."""
         counts, most = [len(part.tokens) for part in parts], max(part.wanted for part in parts)
-        width, device = max(counts), self.decoder.embedding.weight.device
+        width, device = max(counts), self._device
         rows = [part.tokens + [0] * (width - count) for part, count in zip(parts, counts, strict=True)]
         places = [[max(0, count - most + place) for place in range(most)] for count in counts]
         cache = self.cache.append([part.slot for part in parts], counts, width)
