@@ -51,6 +51,20 @@ def test_the_loops_share_is_measured_in_the_real_loop(tmp_path: Path, monkeypatc
     assert 0 < float(done.stdout.splitlines()[-1]) < 1
 
 
+def test_writing_is_measured_through_the_whole_of_generate(tmp_path: Path) -> None:
+    """A model of the benchmark's own making, smaller: what it writes can be opened, and each side gives a figure."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import decoding, decoders; from pathlib import Path\n"
+        "sizes = dict(width=64, num_layers=1, num_heads=1, num_kv_heads=1, hidden=64, vocab_size=4200)\n"
+        "decoding.SHAPES['tiny'] = sizes; decoding.write_model(Path('tiny'), 'tiny')\n"
+        "print(*(decoders.diptych('tiny', 12, bits) > 0 for bits in (16, 8, 4)), decoders.batch('tiny', 8, 2) > 0)\n"
+        "print(0 < decoders.prefill('tiny', 32) < 10, decoders.loading('tiny') > 1)"
+    )
+    done = run("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "False" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [(("gpt", "--text", "a.txt"), "gpt needs --nanogpt"), (("unet",), "unet needs --python"), (("low",), "--text")],

@@ -51,7 +51,7 @@ class Int8Linear(Quantised):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        if self.packs and len(rows) <= FEW:
+        if self.packs and rows.shape[0] <= FEW:
             product = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
             parts = [F.linear(rows, self.weight[some].to(rows.dtype)) for some in _blocks(*self.weight.shape)]

@@ -169,6 +169,10 @@ def adopt(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str 
         holder = module.get_submodule(place)
         is_parameter = leaf in dict(holder.named_parameters(recurse=False))
         setattr(holder, leaf, nn.Parameter(tensor.contiguous()) if is_parameter else tensor)
+    for holder in module.modules():  # what no checkpoint has are counts
+        for leaf, buffer in holder.named_buffers(recurse=False):
+            if buffer.is_meta:
+                holder.register_buffer(leaf, torch.zeros_like(buffer, device="cpu"), persistent=False)
 
 
 def _fitting(

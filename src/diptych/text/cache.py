@@ -212,7 +212,7 @@ class Appending:
         positions = (start + place).minimum(start + count - 1)  # (B, T)
         self._views = {
             span: View(span, kept.length, slots, starts, counts, positions)
-            for span, kept in zip(cache.spans, cache.keys, strict=True)
+            for span, kept in dict(zip(cache.spans, cache.keys, strict=True)).items()  # a few spans, many layers
         }
         prompts = torch.tensor([cache.prompts[slot] for slot in slots], device=device)[:, None]
         self.key_positions: Tensor | None = None
