@@ -114,7 +114,7 @@ def test_an_adapter_for_another_network_is_refused(network):
     wider = Decoder(DecoderConfig(vocab_size=40, **SIZES | {"hidden": 32}))
     with pytest.raises(ValueError, match=r"does not fit the network, which has no 'blocks\.1\."):
         adapter.attach(smaller)
-    with pytest.raises(ValueError, match=r"'blocks\.0\.feed_forward\.gate' is no matrix of \(24, 16\) there"):
+    with pytest.raises(ValueError, match=r"'blocks\.0\.feed_forward\.gate' is no matrix of plain numbers, \(24, 16\)"):
         adapter.merge_into(wider)
     adapter.attach(network)
     with pytest.raises(ValueError, match="attached already"):

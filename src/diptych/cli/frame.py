@@ -110,8 +110,6 @@ def text_model(
     bits: int | None = None,
     compile: bool = False,
 ) -> "TextModel":
-    if adapter and bits is not None:
-        raise UsageError("an adapter does not go with --bits: it changes matrices that are whole")
     model = _load(name, device, dtype, bits, compile)
     if model.panel != "text":
         raise UsageError(f"model '{name}' paints pictures; 'diptych image --model {name}' uses it")

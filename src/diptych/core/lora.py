@@ -142,10 +142,13 @@ class Adapter(nn.Module):
         self._network = [network]
         for name, layer in self.layers.items():
             self._handles.append(modules[name].register_forward_hook(self._hook(layer)))
+        _compile_anew(network)
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
+        for network in self._network:
+            _compile_anew(network)
         self._handles, self._network = [], []
 
     @torch.no_grad()
@@ -153,14 +156,16 @@ class Adapter(nn.Module):
         """Add the adapter to the network's own weights; the sum is made in float32.
 
         Raises:
-            ValueError: it is for another network, or one whose weights are not plain matrices.
+            ValueError: it is for another network, or one with weights in few bits; nothing is changed then.
         """
         modules = dict(network.named_modules())
+        matrices: list[tuple[nn.Linear, LowRank]] = []
         for name, layer in self.layers.items():
-            module = modules.get(name)
-            size = (layer.b.shape[0], layer.a.shape[1])
+            module, size = modules.get(name), (layer.b.shape[0], layer.a.shape[1])
             if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != size:
-                raise ValueError(f"the adapter does not fit the network: '{name}' is no matrix of {size} there")
+                raise ValueError(f"the adapter cannot be merged: '{name}' is no matrix of plain numbers, {size}, there")
+            matrices.append((module, layer))
+        for module, layer in matrices:
             weight = module.weight
             whole = weight.float() + self.strength * layer.difference().to(weight.device)
             module.weight = nn.Parameter(whole.to(weight.dtype), weight.requires_grad)  # the old may be a file's
@@ -171,6 +176,12 @@ class Adapter(nn.Module):
             return output + added.to(output.dtype)
 
         return add
+
+
+def _compile_anew(network: nn.Module) -> None:
+    """What was compiled without the adapter, or with it, does not notice the change."""
+    if any(module._compiled_call_impl is not None for module in network.modules()):
+        torch.compiler.reset()
 
 
 def _last(name: str) -> str:

@@ -229,9 +229,9 @@ class TextModel:
     def merge_adapter(self, name: str, strength: float = 1.0) -> None:
         """Add an adapter to the weights for good: as quick as the model itself, and no longer switchable."""
         self.use_adapter(name, strength)
-        adapter = self.adapters.pop(name)
-        adapter.detach()
-        adapter.merge_into(self.decoder)
+        self.use_adapter(None)
+        self.adapters[name].merge_into(self.decoder)
+        del self.adapters[name]
 
     @cached_property
     def chat_format(self) -> ChatFormat:
