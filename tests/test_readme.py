@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("diptych ")]
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(echo .* \| )?diptych ", line)]
 
 
 @pytest.fixture(scope="module")
