@@ -35,7 +35,7 @@ def test_bundled_models_can_be_listed(diptych):
 
 def test_a_model_goes_out_and_comes_back(diptych, folder, tiny_quill):
     """Exported, opened as it is there, imported: the same text each time, and nothing is overwritten."""
-    assert diptych("models", "export", tiny_quill, "--to", "hf", "--out", "theirs").err.startswith("theirs: Qwen3")
+    assert diptych("models", "export", tiny_quill, "--to", "hf", "--out", "theirs").out.startswith("theirs: Qwen3")
     assert diptych("models", "import", "theirs", "--out", "ours").status == 0
     settings = ("--temperature", 0, "--max-tokens", 9, "--dtype", "float32")
     texts = {diptych("text", "Once", "--model", model, *settings).out for model in (tiny_quill, "theirs", "ours")}

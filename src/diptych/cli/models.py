@@ -56,9 +56,7 @@ def import_(
         raise UsageError(f"'{model}' is no Hugging Face directory; it opens as it is")
     made = bring_in(directory, out)
     size = sum(map(count_parameters, out.glob("*.safetensors"))) / 1e6
-    frame.say(
-        f"{out}: {size:.1f} M parameters, {made.config.context} tokens in view; 'diptych text --model {out}' writes"
-    )
+    print(f"{out}: {size:.1f} M parameters, {made.config.context} tokens in view; 'diptych text --model {out}' writes")
 
 
 @app.command()
@@ -79,7 +77,7 @@ def export(
 
     directory, _ = find(model)
     architecture = write_folder(frame.text_model(model, "cpu", stored_dtype(directory)), out, card_of(directory))
-    frame.say(f"{out}: {architecture}; AutoModelForCausalLM.from_pretrained opens it")
+    print(f"{out}: {architecture}; AutoModelForCausalLM.from_pretrained opens it")
 
 
 @app.command()
@@ -102,7 +100,7 @@ def merge(
     merged.name = out.resolve().name
     about = f"# {merged.name}\n\nThe model {before} with the adapter `{adapter.resolve().name}` added to its weights."
     merged.save(out, "\n\n".join(filter(None, (about, card_of(adapter), card_of(directory)))) + "\n")
-    frame.say(f"{out}: {before} with the adapter in its weights; 'diptych text --model {out}' writes")
+    print(f"{out}: {before} with the adapter in its weights; 'diptych text --model {out}' writes")
 
 
 def _check_new(out: Path) -> None:
