@@ -17,7 +17,7 @@ from torch import Tensor
 from diptych.core.kernels import is_ours
 
 ROWS = 128  # queries in a block
-SCORES = 2**20  # of a block: 2 MB of bfloat16
+SCORES = 2**21  # of a block: 4 MB of bfloat16
 KEPT = 256  # keys in a row whose odds are kept for the backward pass: at most 512 bytes a query and head
 
 
@@ -74,6 +74,7 @@ def _groups(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
     batch, heads, length, _ = q.shape
     together = max(1, SCORES // (min(ROWS, length) * k.shape[2]))
     rows, some = max(1, together // heads), min(together, heads)
+    rows = math.ceil(batch / math.ceil(batch / rows))  # of one size, as near as they come
     for row in range(0, batch, rows):
         for head in range(0, heads, some):
             yield slice(row, row + rows), slice(head, head + some)
