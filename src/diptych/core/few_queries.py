@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from diptych.core.kernels import onednn
 from diptych.core.precision import at_least_float32
 
 FEW = 16  # new tokens of a text up to which this is the faster way
@@ -38,11 +39,20 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, softcap: float = 0
     if keys.numel() <= SMALL and keys.itemsize < 4:
         queries, keys, values, bias = queries.float(), keys.float(), values.float(), bias.float()
     bias = bias.expand(batch, heads, count, k.shape[2]).reshape(shared, -1, k.shape[2])
-    scale = 1 / math.sqrt(width)
+    if torch.compiler.is_compiling():  # which cannot see what oneDNN is told, and need not
+        seen = _attended(queries, keys, values, bias, softcap)
+    else:
+        with onednn(True):
+            seen = _attended(queries, keys, values, bias, softcap)
+    return seen.view(batch, heads, count, width).to(v.dtype)
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float) -> Tensor:
+    """The same for matrices in a row: (N, T, D) from queries (N, T, D), keys and values (N, S, D), bias (N, T, S)."""
+    scale = 1 / math.sqrt(queries.shape[-1])
     if softcap:
         scores = at_least_float32(torch.bmm(queries, keys.mT)) * (scale / softcap)
         scores = scores.tanh_().mul_(softcap).add_(bias)
     else:
         scores = torch.baddbmm(bias, queries, keys.mT, alpha=scale)
-    odds = torch.softmax(scores, dim=-1).to(values.dtype)
-    return torch.bmm(odds, values).view(batch, heads, count, width).to(v.dtype)
+    return torch.bmm(torch.softmax(scores, dim=-1).to(values.dtype), values)

@@ -43,13 +43,14 @@ class Tokenizer:
 
     def __init__(self, engine: Engine, ends: Sequence[int] | None = None) -> None:
         self._engine = engine
-        about = json.loads(engine.to_str())
-        self.specials: dict[str, int] = {one["content"]: one["id"] for one in about["added_tokens"] if one["special"]}
+        # Asked part by part: the whole as JSON is 100 MB of objects for a vocabulary of 128,256.
+        added = sorted(engine.get_added_tokens_decoder().items())
+        self.specials: dict[str, int] = {token.content: id for id, token in added if token.special}
         self._names = {id: name for name, id in self.specials.items()}
         vocabulary = engine.get_vocab(with_added_tokens=True)
         self.size: int = max(vocabulary.values(), default=-1) + 1
-        decoder = list(_parts(about["decoder"] or {}))
-        self._table = _bytes_of_tokens(vocabulary, about["model"]["type"], decoder, self._names)
+        decoder = list(_parts(json.loads(engine.decoder.__getstate__()) if engine.decoder is not None else {}))
+        self._table = _bytes_of_tokens(vocabulary, type(engine.model).__name__, decoder, self._names)
         self._hides_first_space = any(map(_hides_first_space, decoder))
         self.begin: int | None = self._begin()
         house = self.specials.get(END)

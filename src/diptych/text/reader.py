@@ -7,6 +7,7 @@ goes on from its own copy.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diptych.core.attention import Attention
 from diptych.core.few_queries import FEW
+from diptych.core.kernels import is_ours, onednn
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
 
@@ -106,12 +108,14 @@ class Reader:
         rows = [part.tokens + [0] * (width - count) for part, count in zip(parts, counts, strict=True)]
         places = [[max(0, count - most + place) for place in range(most)] for count in counts]
         cache = self.cache.append([part.slot for part in parts], counts, width)
-        logits: Tensor = self.decoder(
-            torch.tensor(rows, device=device),
-            positions=cache.positions,
-            cache=cache,
-            places=torch.tensor(places, device=device),
-        )
+        is_one_row = len(rows) * width == 1 and is_ours(next(self.decoder.parameters()))
+        with onednn(False) if is_one_row else nullcontext():
+            logits: Tensor = self.decoder(
+                torch.tensor(rows, device=device),
+                positions=cache.positions,
+                cache=cache,
+                places=torch.tensor(places, device=device),
+            )
         return logits
 
 
