@@ -41,7 +41,7 @@ def text(
     device: frame.Device = None,
     dtype: frame.Dtype = None,
     bits: frame.Bits = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile first: minutes, for many tokens.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model first; it may pay on a GPU.")] = False,
     **settings: Any,
 ) -> None:
     """Write on from a prompt, token by token. Settings that are left out are as the model's authors want them."""

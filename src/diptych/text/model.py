@@ -99,8 +99,8 @@ class TextModel:
         return cls(name, decoder, tokenizer, chat_template=read_template(directory), defaults=defaults)
 
     def compile(self) -> None:
-        """Have the blocks compiled (`torch.compile`) when they are first used: it takes a while, then writing is
-        faster."""
+        """Have the blocks compiled (`torch.compile`) when they are first used. Whether it pays depends on the machine:
+        docs/decoding-speed.md has a figure of a CPU, where it does not."""
         leave_uncompiled()
         for block in self.decoder.blocks:
             block.compile(dynamic=True)
