@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.checks import check_keys, is_number, is_whole
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.grouped import grouped_linear
 from diptych.core.precision import at_least_float32, in_autocast
@@ -61,11 +62,11 @@ class ExpertsConfig:
         for field in fields(self):
             name, value = f"experts.{field.name}", getattr(self, field.name)
             least = 0 if field.name == "num_shared" else 1
-            if field.type is int and not (_is_whole(value) and value >= least):
+            if field.type is int and not (is_whole(value) and value >= least):
                 raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, not {value!r}")
-            if field.type is float and not (_is_number(value) and value >= 0):
+            if field.type is float and not (is_number(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, not {value!r}")
         if self.top_k > self.num_experts:
             raise ValueError(f"experts.top_k must be at most num_experts ({self.num_experts}), not {self.top_k}")
@@ -74,9 +75,7 @@ class ExpertsConfig:
                 raise unknown(f"experts.{name}", str(word), known)
         if self.scale == 0:
             raise ValueError("experts.scale must be above 0, not 0")
-        if not all(_is_whole(layer) and layer >= 0 for layer in self.layers) or len(set(self.layers)) < len(
-            self.layers
-        ):
+        if not all(is_whole(layer) and layer >= 0 for layer in self.layers) or len(set(self.layers)) < len(self.layers):
             raise ValueError(
                 f"experts.layers must be different whole numbers >= 0 (none is all), not {list(self.layers)}"
             )
@@ -85,12 +84,7 @@ class ExpertsConfig:
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
         """Raises: ValueError for a key that is not known, is missing, or has an impossible value."""
         known = [field.name for field in fields(cls)]
-        for key in entries:
-            if key not in known:
-                raise unknown("experts setting", str(key), known)
-        missing = [key for key in known[: known.index("num_shared")] if key not in entries]
-        if missing:
-            raise ValueError(f"experts settings lack {', '.join(missing)}")
+        check_keys("experts", entries, known, known[: known.index("num_shared")])
         layers = entries.get("layers", ())
         if not isinstance(layers, list | tuple):
             raise ValueError(f"experts.layers must be a list of whole numbers, not {layers!r}")
@@ -99,14 +93,6 @@ class ExpertsConfig:
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it."""
         return asdict(self) | {"layers": list(self.layers)}
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Routing(NamedTuple):

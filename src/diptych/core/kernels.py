@@ -1,4 +1,5 @@
-"""Where our own kernels are used instead of torch's: for bfloat16 on CPUs that multiply it in hardware."""
+"""Which kernels compute: our own instead of torch's for bfloat16 on CPUs that multiply it in hardware, and where
+oneDNN's are not the best of torch's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

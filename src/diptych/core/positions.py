@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from diptych.core.checks import check_keys, is_number, is_whole
 from diptych.core.spelling import unknown
 
 # The settings that each kind has besides factor and original_context.
@@ -69,9 +70,9 @@ class RopeScaling:
                 raise ValueError(f"{name} does not go with the kind '{self.kind}'")
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, not {value!r}")
-            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            if field.type is int and not (is_whole(value) and value >= 0):
                 raise ValueError(f"{name} must be a whole number >= 0, not {value!r}")
-            if field.type in (float, float | None) and value is not None and not _is_positive(value):
+            if field.type in (float, float | None) and value is not None and not (is_number(value) and value > 0):
                 raise ValueError(f"{name} must be a finite number > 0, not {value!r}")
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor must be a number >= 1, not {self.factor}")
@@ -85,9 +86,7 @@ class RopeScaling:
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
         """Raises: ValueError for a key that is not known, is missing, or has an impossible value."""
         known = [field.name for field in fields(cls)]
-        for key in entries:
-            if key not in known:
-                raise unknown("rope_scaling setting", str(key), known)
+        check_keys("rope_scaling", entries, known)
         missing = [key for key in ("kind", "factor") if key not in entries]
         if missing:
             raise ValueError(f"rope_scaling lacks {', '.join(missing)}")
@@ -194,10 +193,6 @@ def _kept_by_llama3(scaling: RopeScaling, frequencies: Tensor) -> Tensor:
     turns = scaling.original_context * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     return ((turns - low) / (high - low)).clamp(0, 1)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

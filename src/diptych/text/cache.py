@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.attention import Store
+from diptych.core.checks import is_whole
 from diptych.core.few_queries import FEW
 from diptych.text.decoder import DecoderConfig
 from diptych.text.kept import Kept
@@ -44,7 +45,7 @@ class CacheSettings:
             raise ValueError(f"the cache's dtype must be int8, or none, not '{self.dtype}'")
         for name in ("sinks", "window"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not (is_whole(value) and value >= 0):
                 raise ValueError(f"the cache's {name} must be a whole number of tokens >= 0, not {value!r}")
         if self.window and not self.sinks:
             raise ValueError("the cache's window needs sinks: without its first tokens a text cannot go on")

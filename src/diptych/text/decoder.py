@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.attention import Attention, Store, within_window
+from diptych.core.checks import check_keys, is_whole
 from diptych.core.dropout import Dropout
 from diptych.core.experts import Experts, ExpertsConfig
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
@@ -75,7 +76,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if field.type is int and not (is_whole(value) and value >= 1):
                 raise ValueError(f"{field.name} must be a whole number >= 1, not {value!r}")
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be true or false, not {value!r}")
@@ -101,13 +102,15 @@ class DecoderConfig:
         for name in ("attention_softcap", "logit_softcap"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0 (0 is none), not {getattr(self, name)}")
-        are_whole = all(isinstance(window, int) and not isinstance(window, bool) for window in self.windows)
-        if not are_whole or min(self.windows, default=0) < 0 or len(self.windows) not in (0, self.num_layers):
+        if (
+            not all(map(is_whole, self.windows))
+            or min(self.windows, default=0) < 0
+            or len(self.windows) not in (0, self.num_layers)
+        ):
             raise ValueError(
                 f"windows must be {self.num_layers} whole numbers >= 0, one for each layer (0 spans all), or none, "
                 f"not {list(self.windows)}"
             )
-
         if self.experts and max(self.experts.layers, default=0) >= self.num_layers:
             raise ValueError(
                 f"experts.layers must be below num_layers ({self.num_layers}), not {list(self.experts.layers)}"
@@ -117,13 +120,7 @@ class DecoderConfig:
     def from_dict(cls, entries: Mapping[str, Any]) -> Self:
         """Raises: ValueError for a key that is not known, is missing, or has an impossible value."""
         known = [field.name for field in fields(cls)]
-        for key in entries:
-            if key not in known:
-                raise unknown("decoder setting", str(key), known)
-        required = known[: known.index("position")]
-        missing = [key for key in required if key not in entries]
-        if missing:
-            raise ValueError(f"decoder settings lack {', '.join(missing)}")
+        check_keys("decoder", entries, known, known[: known.index("position")])
         windows = entries.get("windows", ())
         if not isinstance(windows, list | tuple):
             raise ValueError(f"windows must be a list of whole numbers, not {windows!r}")
@@ -145,7 +142,7 @@ class DecoderConfig:
 
         Depth 8 with 4,096 tokens is a model of 12 M parameters.
         """
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        if not (is_whole(depth) and depth >= 1):
             raise ValueError(f"depth must be a whole number >= 1, not {depth!r}")
         width = math.ceil(40 * depth / 64) * 64
         sizes = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diptych.core import weights
 from diptych.core.blocked import leave_uncompiled
+from diptych.core.checks import is_whole
 from diptych.core.generation import Generation
 from diptych.core.lora import Adapter
 from diptych.core.positions import RopeScaling
@@ -194,7 +195,7 @@ class TextModel:
             ValueError: for a setting that is unknown or out of its range, an empty prompt, or one longer than the
                 context.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_SAMPLES:
+        if not (is_whole(n) and 1 <= n <= MAX_SAMPLES):
             raise ValueError(f"n must be a whole number from 1 to {MAX_SAMPLES}, not {n!r}")
         ahead = 0 if speculate is None else draft_tokens
         ids, chosen, seed = self.prompt_ids(prompt), Settings.named(self.defaults | settings), check_seed(seed)

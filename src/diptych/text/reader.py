@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.attention import Attention
+from diptych.core.checks import is_whole
 from diptych.core.few_queries import FEW
 from diptych.core.kernels import is_ours, onednn
 from diptych.text.cache import CacheSettings, KeyValueCache
@@ -50,7 +51,7 @@ class Reader:
     def __init__(
         self, decoder: Decoder, slots: int = 1, chunk: int = CHUNK, settings: CacheSettings | None = None
     ) -> None:
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        if not (is_whole(chunk) and chunk >= 1):
             raise ValueError(f"chunk must be a whole number of tokens >= 1, not {chunk!r}")
         weight = next(decoder.parameters())
         self._device = weight.device

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from diptych.core.checks import is_whole
 from diptych.core.randomness import check_seed, uniform
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.cache import CacheSettings
@@ -49,7 +50,7 @@ class TextRequest:
         check_seed(self.seed)
         for name, most in (("sample", 2**32), ("draft_tokens", MAX_DRAFT_TOKENS)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            if not (is_whole(value) and 0 <= value <= most):
                 raise ValueError(f"{name} must be a whole number from 0 to {most}, not {value!r}")
 
     def u(self, step: int) -> float:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, NamedTuple, Self, get_type_hints
 
+from diptych.core.checks import is_number, is_whole
 from diptych.core.spelling import unknown
 
 MAX_CANDIDATES = 1000
@@ -146,8 +147,8 @@ def listed() -> dict[str, tuple[Any, About]]:
 
 
 def _check_number(name: str, value: Any, kind: type, about: About) -> None:
-    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not about.is_allowed(value):
+    is_one = is_whole(value) if kind is int else is_number(value)
+    if not is_one or not about.is_allowed(value):
         raise ValueError(f"{name} must be {about.allowed}, not {value!r}")
 
 
