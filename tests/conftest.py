@@ -12,6 +12,7 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
 from diptych.image.model import ImageModel
+from diptych.image.prompts import OwnPrompter
 from diptych.image.unet import UNet, UNetConfig
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
@@ -162,10 +163,9 @@ def tiny_brush(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder, unet, autoencoder = parts
     model = ImageModel(
         "tiny-brush",
-        encoder=encoder,
-        unet=unet,
+        prompter=OwnPrompter(encoder, tokenizer),
+        network=unet,
         autoencoder=autoencoder,
-        tokenizer=tokenizer,
         path="ddpm-linear",
         size=32,
     )

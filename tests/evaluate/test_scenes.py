@@ -19,6 +19,7 @@ from diptych.evaluate.scenes import SceneReport, evaluate_scenes, held_out_promp
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
 from diptych.image.model import ImageModel
+from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
 
@@ -190,10 +191,11 @@ def test_what_is_judged_is_what_the_model_paints_alone() -> None:
     tokenizer = Tokenizer.train(list(prompts) * 3, 280, ["<|begin|>", "<|end|>"])
     model = ImageModel(
         "tiny",
-        encoder=TextEncoder(EncoderConfig(tokenizer.size, width=16, num_layers=1, num_heads=2, length=64)),
-        unet=UNet(UNetConfig(channels=4, widths=(32,), has_attention=(True,), head_dim=32, context_width=16)),
+        prompter=OwnPrompter(
+            TextEncoder(EncoderConfig(tokenizer.size, width=16, num_layers=1, num_heads=2, length=64)), tokenizer
+        ),
+        network=UNet(UNetConfig(channels=4, widths=(32,), has_attention=(True,), head_dim=32, context_width=16)),
         autoencoder=Autoencoder(AutoencoderConfig(latent_channels=4, widths=(8, 8, 8))),
-        tokenizer=tokenizer,
         path="ddpm-linear",
         size=64,
     )

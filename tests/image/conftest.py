@@ -7,6 +7,7 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
 from diptych.image.model import ImageModel
+from diptych.image.prompts import OwnPrompter
 from diptych.image.unet import UNet, UNetConfig
 
 
@@ -26,7 +27,12 @@ def make_tiny_model(seed: int = 0) -> ImageModel:
         module.eval().requires_grad_(False)
     encoder.eval().requires_grad_(False)
     return ImageModel(
-        "tiny", encoder=encoder, unet=unet, autoencoder=autoencoder, tokenizer=tokenizer, path="ddpm-cosine", size=64
+        "tiny",
+        prompter=OwnPrompter(encoder, tokenizer),
+        network=unet,
+        autoencoder=autoencoder,
+        path="ddpm-cosine",
+        size=64,
     )
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.image.denoiser import Condition, Denoiser
+from diptych.image.condition import Condition
+from diptych.image.denoiser import Denoiser
 from diptych.image.encoders import encode_prompts
 from diptych.image.model import ImageModel
 from diptych.image.objective import autoencoder_loss, noise_prediction_loss
@@ -61,23 +62,25 @@ def test_padding_of_a_prompt_changes_nothing(tiny: ImageModel) -> None:
     words = int(short.mask.sum())
     x = torch.randn(1, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
     level = torch.zeros(1)
-    whole = tiny.unet(x, level, short.context, short.mask)
-    cut = tiny.unet(x, level, short.context[:, :words], short.mask[:, :words])
+    whole = tiny.network(x, level, short.context, short.mask)
+    cut = tiny.network(x, level, short.context[:, :words], short.mask[:, :words])
     assert torch.allclose(whole, cut, atol=1e-5)
-    tokens, mask = encode_prompts(tiny.tokenizer, ["a cat"], tiny.encoder.config.length)
+    tokens, mask = encode_prompts(tiny.prompter.tokenizer, ["a cat"], tiny.prompter.encoder.config.length)
     other = tokens.clone()
     other[~mask] = 7
-    assert torch.allclose(tiny.encoder(tokens, mask)[mask], tiny.encoder(other, mask)[mask], atol=1e-5)
+    assert torch.allclose(
+        tiny.prompter.encoder(tokens, mask)[mask], tiny.prompter.encoder(other, mask)[mask], atol=1e-5
+    )
 
 
 def test_words_and_noise_level_reach_the_picture(tiny: ImageModel) -> None:
     """Each of the U-Net's three inputs matters."""
     x = torch.randn(1, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
     cat, dog = tiny.encode(["a cat"]), tiny.encode(["a dog at night"])
-    base = tiny.unet(x, torch.zeros(1), cat.context, cat.mask)
-    assert not torch.allclose(base, tiny.unet(x, torch.zeros(1), dog.context, dog.mask), atol=1e-4)
-    assert not torch.allclose(base, tiny.unet(x, torch.ones(1) * 3, cat.context, cat.mask), atol=1e-4)
-    assert not torch.allclose(base, tiny.unet(x + 1, torch.zeros(1), cat.context, cat.mask), atol=1e-4)
+    base = tiny.network(x, torch.zeros(1), cat.context, cat.mask)
+    assert not torch.allclose(base, tiny.network(x, torch.zeros(1), dog.context, dog.mask), atol=1e-4)
+    assert not torch.allclose(base, tiny.network(x, torch.ones(1) * 3, cat.context, cat.mask), atol=1e-4)
+    assert not torch.allclose(base, tiny.network(x + 1, torch.zeros(1), cat.context, cat.mask), atol=1e-4)
 
 
 @pytest.mark.parametrize("widths", [(32,), (32, 64), (32, 32, 64)])
@@ -99,7 +102,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.clean = nn.Parameter(clean)
 
-    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor, *_: None) -> Tensor:
         alpha = torch.sigmoid(log_snr).sqrt()[:, None, None, None]
         sigma = torch.sigmoid(-log_snr).sqrt()[:, None, None, None]
         return (x - alpha * self.clean) / sigma
@@ -132,7 +135,7 @@ def test_the_objective_is_zero_for_the_oracle_and_one_for_silence() -> None:
     assert each.shape == (64,)
 
     class Silence(Oracle):
-        def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor, *_: None) -> Tensor:
             return torch.zeros_like(x)
 
     silent, each = noise_prediction_loss(Silence(clean), ddpm_cosine(), clean, noise, times, context, mask)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diptych.image.guidance import Guidance
 from diptych.image.model import ImageModel
 from diptych.image.runner import ImageRequest, ImageResult
 from diptych.image.samplers import SAMPLERS
@@ -40,8 +41,8 @@ def test_the_same_picture_alone_and_among_five(tiny: ImageModel, sampler: str) -
     """Other prompts, samplers, guidance scales and numbers of steps, entering at other times: within 2 of 255."""
     wanted = ImageRequest("a cat on a beach", steps=6, sampler=sampler, seed=5)
     company = [
-        ImageRequest("a dog", steps=4, sampler="heun", guidance_scale=1.0, seed=1),
-        ImageRequest("a dog in a forest at night", steps=8, sampler="ddpm", guidance_scale=7.5, seed=2, count=2),
+        ImageRequest("a dog", steps=4, sampler="heun", guidance=Guidance(1.0), seed=1),
+        ImageRequest("a dog in a forest at night", steps=8, sampler="ddpm", guidance=Guidance(7.5), seed=2, count=2),
         wanted,
         ImageRequest("a beach", steps=3, sampler="dpm++-2m", nodes="uniform", negative_prompt="a dog", seed=3),
         ImageRequest("night", steps=5, sampler="euler", seed=4),
@@ -67,7 +68,7 @@ def test_guidance_scale_one_is_no_guidance_exactly(tiny: ImageModel) -> None:
     assert torch.equal(plain.latents, negative.latents)
     assert all(step.guidance_push == 0 for step in plain.steps)
     rows: list[int] = []
-    hook = tiny.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    hook = tiny.network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
     tiny.generate("a cat", steps=2, seed=1, guidance_scale=1, count=3).result()
     tiny.generate("a cat", steps=2, seed=1, guidance_scale=2, count=3).result()
     hook.remove()

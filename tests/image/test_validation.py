@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diptych.core.estimate import mean
 from diptych.core.randomness import normal
 from diptych.image.autoencoder import Autoencoder
-from diptych.image.denoiser import Condition
+from diptych.image.condition import Condition
 from diptych.image.model import ImageModel
 from diptych.image.path import ddpm_cosine, ddpm_linear
 from diptych.image.validation import LEVELS, NOISE, DenoisingLoss, _overall, denoising_loss, fidelity

@@ -131,7 +131,7 @@ def test_a_run_starts_from_the_weights_of_a_finished_model(recipe: Read, finishe
     assert all(parameter.dtype == torch.float32 for parameter in task.model.parameters())
     if objective == "diffusion":
         assert isinstance(task, DiffusionTask)
-        assert task.painter.tokenizer.encode("a cat") == Tokenizer.load(directory / "tokenizer.json").encode("a cat")
+        assert task.tokenizer.encode("a cat") == Tokenizer.load(directory / "tokenizer.json").encode("a cat")
 
 
 def test_a_run_goes_on_with_longer_texts_and_slower_positions(recipe: Read, finished: Finished, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_the_finished_autoencoder_has_latents_of_spread_one(finished: Finished) 
 
 def test_the_finished_image_model_paints(finished: Finished) -> None:
     model = ImageModel.load(finished("diffusion").model, dtype="float32")
-    assert (model.name, model.size, model.latent_shape) == ("tiny", 32, (4, 4, 4))
+    assert (model.name, model.height, model.latent_shape) == ("tiny", 32, (4, 4, 4))
     result = model.generate("a cat on a beach", steps=2, seed=1).result()
     assert result.image.size == (32, 32)
     autoencoder = weights.read_tensors(finished("autoencoder").model)

@@ -64,12 +64,12 @@ def test_it_trains_saves_and_paints_and_the_encoder_rests(
     recipe = own()
     task = build(recipe)
     assert isinstance(task, DiffusionTask)
-    before = {name: value.clone() for name, value in task.painter.encoder.state_dict().items()}
-    moved = [value.clone() for value in task.painter.unet.parameters()]
+    before = {name: value.clone() for name, value in task.encoder.state_dict().items()}
+    moved = [value.clone() for value in task.painter.network.parameters()]
     run = RunDirectory(tmp_path / "run")
     train(recipe, task, run, lambda progress: None)
-    assert all(torch.equal(value, before[name]) for name, value in task.painter.encoder.state_dict().items())
-    assert not all(torch.equal(*pair) for pair in zip(moved, task.painter.unet.parameters(), strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in task.encoder.state_dict().items())
+    assert not all(torch.equal(*pair) for pair in zip(moved, task.painter.network.parameters(), strict=True))
 
     saved, pairing = read_tensors(run.model), read_tensors(finished("contrastive").model)
     words = [name for name in saved if name.startswith("encoder.")]

@@ -75,10 +75,11 @@ def evaluate(
     elif kind == "judge":
         facts, words = _judge(directory)
     elif kind == "image" and on == SCENES:
+        from diptych.image.guidance import Guidance
         from diptych.image.runner import ImageRequest
 
         with frame.settings():
-            ImageRequest("any", steps=steps, guidance_scale=guidance, seed=seed)
+            ImageRequest("any", steps=steps, guidance=Guidance(guidance), seed=seed)
         painter = frame.image_model(model, device, dtype)
         measured = frame.image_model(model, device, dtype or MEASURED)
         facts, words = _scenes(painter, measured, seed, steps, guidance, sheet)

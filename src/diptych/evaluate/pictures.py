@@ -69,11 +69,10 @@ def pictures_of(on: str, size: int) -> tuple[Captioned, list[scenes.Scene] | Non
 
 def evaluate_painter(model: ImageModel, on: str) -> PictureReport:
     """The denoising loss by noise level, and what its autoencoder keeps of the pictures."""
-    found, _, skipped = pictures_of(on, model.size)
-    dtype = str(next(model.unet.parameters()).dtype).removeprefix("torch.")
+    found, _, skipped = pictures_of(on, model.height)
     loss = model.noise_loss(found.pictures, found.captions)
     kept = fidelity(model.autoencoder, found.pictures)
-    return PictureReport(model.name, on, dtype, len(found.pictures), skipped, loss=loss, fidelity=kept)
+    return PictureReport(model.name, on, model.dtype, len(found.pictures), skipped, loss=loss, fidelity=kept)
 
 
 def evaluate_autoencoder(directory: str | Path, on: str, *, device: str | None = None) -> PictureReport:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diptych.core.files import atomic_file, output_path
 from diptych.core.share import Share
 from diptych.data import scenes
+from diptych.image.guidance import Guidance
 from diptych.image.judge import Judge
 from diptych.image.runner import ImageRequest, ImageRunner
 
@@ -144,7 +145,14 @@ def evaluate_scenes(
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler}
 
     def one(prompt: str, number: int) -> ImageRequest:
-        return ImageRequest(prompt=prompt, seed=seed + number, count=pictures_each, **settings)
+        return ImageRequest(
+            prompt,
+            steps=steps,
+            guidance=Guidance(guidance_scale),
+            sampler=sampler,
+            seed=seed + number,
+            count=pictures_each,
+        )
 
     requests = [one(prompt, number) for number, prompt in enumerate(prompts)]
     painted: list[Painted] = []

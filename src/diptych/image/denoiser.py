@@ -4,35 +4,13 @@ D(x, node, condition) -> estimate of x_0 (and the noise it implies). Samplers, g
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.spelling import unknown
+from diptych.image.condition import Condition
 from diptych.image.path import Node
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Prompts as the network sees them: context (B, S, C) and mask (B, S), True where there is a word."""
-
-    context: Tensor
-    mask: Tensor
-
-    def __len__(self) -> int:
-        return len(self.context)
-
-    def __getitem__(self, rows: slice) -> "Condition":
-        return Condition(self.context[rows], self.mask[rows])
-
-    def repeat(self, count: int) -> "Condition":
-        """Each prompt `count` times."""
-        return Condition(self.context.repeat_interleave(count, 0), self.mask.repeat_interleave(count, 0))
-
-
-def join(conditions: Sequence[Condition]) -> Condition:
-    return Condition(torch.cat([one.context for one in conditions]), torch.cat([one.mask for one in conditions]))
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -54,7 +32,7 @@ class Denoiser:
     """A network with the meaning of its prediction.
 
     Args:
-        network: (x, log_snr, context, mask) -> prediction, as `UNet`.
+        network: (x, time, context, mask, pooled, numbers) -> prediction, as `UNet`.
         prediction: one of PREDICTIONS.
     """
 
@@ -76,5 +54,7 @@ class Denoiser:
         # A network sees pictures of about unit variance on every path.
         seen = x / (alpha**2 + sigma**2).sqrt()
         context = condition.context.to(weight.dtype)
-        output = self.network(seen.to(weight.dtype), log_snr, context, condition.mask).float()
+        pooled = None if condition.pooled is None else condition.pooled.to(weight.dtype)
+        told = context, condition.mask, pooled, condition.numbers
+        output = self.network(seen.to(weight.dtype), log_snr, *told).float()
         return PREDICTIONS[self.prediction](x, output, alpha, sigma)

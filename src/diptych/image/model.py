@@ -1,8 +1,9 @@
 """An image model: text encoder, denoiser and autoencoder, loaded from a checkpoint, ready to paint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -17,13 +18,29 @@ from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.image.denoiser import Condition, Denoiser
-from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
-from diptych.image.path import path_named
+from diptych.image.condition import Condition
+from diptych.image.denoiser import Denoiser
+from diptych.image.encoders import EncoderConfig, TextEncoder
+from diptych.image.guidance import Guidance
+from diptych.image.networks import NETWORKS, kind_of, make_network
+from diptych.image.path import Path, path_named
 from diptych.image.photo import to_pixels
-from diptych.image.runner import ImageRequest, ImageResult, ImageRunner, ImageStep
-from diptych.image.unet import UNet, UNetConfig
+from diptych.image.prompts import OwnPrompter, Prompter
+from diptych.image.runner import ImageRequest, ImageResult, ImageRunner, ImageStep, Kit
+from diptych.image.start import Start
 from diptych.image.validation import DenoisingLoss, denoising_loss, latents_of
+
+SETTINGS = ("panel", "name", "size", "path", "prediction", "encoder", "autoencoder")
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a model does where nothing is said."""
+
+    steps: int = 30
+    guidance_scale: float = 5.0
+    sampler: str = "dpm++-2m"
+    nodes: str | None = None
 
 
 class ImageModel:
@@ -31,10 +48,14 @@ class ImageModel:
 
     Args:
         name: what traces, pictures and lists call it.
-        encoder, unet, autoencoder: the three networks; the first two may be in a fast dtype, the last is float32.
-        tokenizer: of the prompts.
-        path: name of the noise path (see `path.PATHS`).
-        size: pixels a side of its pictures.
+        prompter, network, autoencoder: the three parts; the first two may be in a fast dtype, the last is float32.
+        path: the noise path, or from the size (h, w) of latents to it.
+        prediction: what the network's output is (`denoiser.PREDICTIONS`).
+        size: pixels of its pictures, a side or (height, width).
+        habits: its settings where a request leaves them out.
+        numbers: see `runner.Kit`.
+        imitates_guidance: `guidance_scale` is told to the network, which has learnt what guidance does; true guidance,
+            with a negative prompt, is asked for by `true_guidance_scale`.
     """
 
     panel: Literal["image"] = "image"
@@ -43,138 +64,220 @@ class ImageModel:
         self,
         name: str,
         *,
-        encoder: TextEncoder,
-        unet: UNet,
+        prompter: Prompter,
+        network: nn.Module,
         autoencoder: Autoencoder,
-        tokenizer: Tokenizer,
-        path: str,
-        size: int,
+        path: str | Callable[[tuple[int, int]], Path],
+        size: int | tuple[int, int],
+        prediction: str = "noise",
+        habits: Habits | None = None,
+        numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: (),
+        imitates_guidance: bool = False,
     ) -> None:
-        self.name, self.tokenizer, self.size = name, tokenizer, size
-        self.encoder, self.unet, self.autoencoder = encoder, unet, autoencoder
-        self.path = path_named(path)
-        if unet.config.channels != autoencoder.config.latent_channels:
-            raise ValueError(
-                f"the U-Net has {unet.config.channels} channels, the autoencoder {autoencoder.config.latent_channels}"
-            )
-        if unet.config.context_width != encoder.config.width:
-            raise ValueError(
-                f"the U-Net's context_width is {unet.config.context_width}, the text encoder's {encoder.config.width}"
-            )
-        side = size // autoencoder.config.downsampling
-        self.latent_shape = (unet.config.channels, side, side)
-        self.config: dict[str, Any] = {
-            "panel": "image",
-            "name": name,
-            "size": size,
-            "path": path,
-            "prediction": "noise",
-            "encoder": encoder.config.to_dict(),
-            "unet": unet.config.to_dict(),
-            "autoencoder": autoencoder.config.to_dict(),
-        }
+        self.name, self.prompter, self.network, self.autoencoder = name, prompter, network, autoencoder
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.habits, self.numbers, self.imitates_guidance = habits or Habits(), numbers, imitates_guidance
+        self.denoiser = Denoiser(network, prediction)
+        named = path_named(path) if isinstance(path, str) else None
+        self.path_of: Callable[[tuple[int, int]], Path] = path if callable(path) else lambda size: path_named(path)
+        self.multiple: int = network.multiple  # type: ignore[assignment]  # of latents' sides
+        settings: Any = network.config
+        channels, latent = int(settings.channels), autoencoder.config
+        if channels != latent.latent_channels:
+            raise ValueError(f"the network has {channels} channels, the autoencoder {latent.latent_channels}")
+        self.latent_shape = (channels, self.height // latent.downsampling, self.width // latent.downsampling)
+        self.path = named or self.path_of(self.latent_shape[1:])
 
     @classmethod
     def load(cls, directory: str | FilePath, *, device: str | None = None, dtype: str | None = None) -> Self:
-        """Raises: ValueError for a directory that is no whole image checkpoint, a device or dtype that is not here."""
+        """A checkpoint of the house.
+
+        Raises:
+            ValueError: a directory that is no whole image checkpoint, a device or dtype that is not here.
+        """
         chosen_device, chosen_dtype = choose(device, dtype)
         config = weights.read_config(directory)
-        known = ("panel", "name", "size", "path", "prediction", "encoder", "unet", "autoencoder")
-        for key in known:
+        kinds = [kind for kind in NETWORKS if kind in config]
+        for key in config:
+            if key not in (*SETTINGS, *NETWORKS):
+                raise unknown("setting in config.json", key, (*SETTINGS, *NETWORKS))
+        for key in SETTINGS:
             if key not in config:
                 raise ValueError(f"'{directory}/config.json' lacks '{key}'")
-        for key in config:
-            if key not in known:
-                raise unknown("setting in config.json", key, known)
+        if len(kinds) != 1:
+            raise ValueError(f"'{directory}/config.json' must have one network of {', '.join(NETWORKS)}, not {kinds}")
         if config["panel"] != "image" or config["prediction"] != "noise":
             raise ValueError(f"'{directory}' is not an image checkpoint that predicts noise")
         encoder = TextEncoder(EncoderConfig.from_dict(config["encoder"]))
-        unet = UNet(UNetConfig.from_dict(config["unet"]))
+        network = make_network(kinds[0], config[kinds[0]])
         autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
-        whole = nn.ModuleDict({"encoder": encoder, "unet": unet, "autoencoder": autoencoder})
+        whole = nn.ModuleDict({"encoder": encoder, kinds[0]: network, "autoencoder": autoencoder})
         weights.load_into(whole, directory)
         whole.eval().requires_grad_(False).to(chosen_device)
-        unet.to(dtype=chosen_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(dtype=chosen_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(
+        tokenizer = Tokenizer.load(FilePath(directory) / "tokenizer.json")
+        model = cls(
             str(config["name"]),
-            encoder=encoder,
-            unet=unet,
+            prompter=OwnPrompter(encoder, tokenizer),
+            network=network,
             autoencoder=autoencoder,
-            tokenizer=Tokenizer.load(FilePath(directory) / "tokenizer.json"),
             path=config["path"],
             size=config["size"],
         )
+        settings: Any = network.config
+        if settings.context_width != encoder.config.width:
+            raise ValueError(
+                f"the network's context_width is {settings.context_width}, the text encoder's {encoder.config.width}"
+            )
+        return model
 
     def save(self, directory: str | FilePath, card: str | None = None, *, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write a checkpoint directory, whole or not at all. `card` is the text of its README.md."""
-        parts = {"encoder": self.encoder, "unet": self.unet, "autoencoder": self.autoencoder}
+        """Write a checkpoint directory, whole or not at all. `card` is the text of its README.md.
+
+        Raises:
+            ValueError: the model was not made here.
+        """
+        if not isinstance(self.prompter, OwnPrompter):
+            raise ValueError(f"'{self.name}' is a model of others; it stays in the layout that it came in")
+        kind, settings = kind_of(self.network), cast(Any, self.network.config)
+        config = {
+            "panel": "image",
+            "name": self.name,
+            "size": self.height,
+            "path": self.path.name,
+            "prediction": self.denoiser.prediction,
+            "encoder": self.prompter.encoder.config.to_dict(),
+            kind: settings.to_dict(),
+            "autoencoder": self.autoencoder.config.to_dict(),
+        }
+        parts = {"encoder": self.prompter.encoder, kind: self.network, "autoencoder": self.autoencoder}
         tensors = {
             f"{part}.{name}": value.to(dtype)
             for part, module in parts.items()
             for name, value in module.state_dict().items()
         }
-        weights.save(directory, self.config, tensors, tokenizer=self.tokenizer, card=card)
+        weights.save(directory, config, tensors, tokenizer=self.prompter.tokenizer, card=card)
 
-    def encode(self, prompts: Sequence[str], *, cuts: bool = False) -> Condition:
-        """Prompts as the denoiser sees them; "" is what caption dropout trained.
-
-        Args:
-            cuts: keep the first tokens of a prompt that has too many.
-
-        Raises:
-            ValueError: a prompt that is too long and not to be cut.
-        """
-        device = self.encoder.embedding.weight.device
-        tokens, mask = encode_prompts(self.tokenizer, list(prompts), self.encoder.config.length, cuts=cuts)
-        tokens, mask = tokens.to(device), mask.to(device)
-        return Condition(self.encoder(tokens, mask), mask)
+    def encode(self, prompts: Sequence[str], *, is_negative: bool = False, cuts: bool = False) -> Condition:
+        """Prompts as the network sees them; see `prompts.Prompter`."""
+        return self.prompter(prompts, is_negative=is_negative, cuts=cuts)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to pictures (B, 3, H, W), about -1..1, float32."""
-        return self.autoencoder.decode(latents.to(self.autoencoder.shift.device))
+        return self.autoencoder.decode(latents.to(next(self.autoencoder.parameters()).device))
 
-    def runner(self) -> ImageRunner:
-        """A fresh runner over this model, for many requests at once."""
-        dtype = str(next(self.unet.parameters()).dtype).removeprefix("torch.")
-        facts = {"dtype": dtype, "version": __version__}
-        return ImageRunner(
-            Denoiser(self.unet), self.path, self.encode, self.decode, self.latent_shape, name=self.name, facts=facts
+    def runner(self, weaker: "ImageModel | None" = None) -> ImageRunner:
+        """A fresh runner over this model, for many requests at once.
+
+        Args:
+            weaker: another model over the same latents, whose estimate guidance moves away from.
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        if weaker is not None and weaker.latent_shape[0] != self.latent_shape[0]:
+            raise ValueError(f"'{weaker.name}' paints other latents than '{self.name}' and cannot guide it")
+        facts: dict[str, Any] = {"dtype": self.dtype, "version": __version__}
+        kit = Kit(
+            self.denoiser,
+            self.path_of,
+            lambda prompts, is_negative: self.encode(prompts, is_negative=is_negative),
+            self.decode,
+            channels=self.latent_shape[0],
+            size=self.latent_shape[1:],
+            downsampling=self.autoencoder.config.downsampling,
+            multiple=self.multiple,
+            numbers=self.numbers,
+            weaker=None if weaker is None else weaker.denoiser,
+            name=self.name,
+            facts=facts if weaker is None else facts | {"weaker": weaker.name},
         )
+        return ImageRunner(kit)
+
+    @property
+    def dtype(self) -> str:
+        """Of the network: "bfloat16", ..."""
+        return str(next(self.network.parameters()).dtype).removeprefix("torch.")
 
     def generate(
         self,
         prompt: str,
         *,
         negative_prompt: str = "",
-        steps: int = 30,
-        guidance_scale: float = 5.0,
-        sampler: str = "dpm++-2m",
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        true_guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = Guidance.interval,
+        guidance_threshold: float = 0.0,
+        guidance_parallel: float = 1.0,
+        guidance_limit: float = 0.0,
+        guidance_momentum: float = 0.0,
+        weaker: "ImageModel | None" = None,
+        sampler: str | None = None,
         nodes: str | None = None,
         seed: int | None = None,
         count: int = 1,
+        height: int | None = None,
+        width: int | None = None,
         noise: Tensor | None = None,
+        picture: Image.Image | None = None,
+        strength: float = 1.0,
+        mask: Image.Image | None = None,
+        to_prompt: str | None = None,
+        to_seed: int | None = None,
+        share: float = 0.0,
         first_sample: int = 0,
     ) -> Generation[ImageStep, ImageResult]:
-        """Paint a prompt: iterate for steps, or call `.result()`. See `ImageRequest` for the settings.
+        """Paint a prompt: iterate for steps, or call `.result()`. See `ImageRequest` and `Guidance` for the settings.
+
+        Args:
+            steps, guidance_scale, sampler, nodes: None is the model's habit.
+            true_guidance_scale: of guidance proper, in models that only imitate it.
+            picture: to begin from instead of static.
+            strength: 0..1, how much of it is painted anew.
+            mask: white where it is painted anew, black where it stays as it is.
 
         Raises:
             ValueError: for a setting out of its range, or a prompt that is empty or too long.
         """
+        habits = self.habits
+        scale = habits.guidance_scale if guidance_scale is None else guidance_scale
+        guidance = Guidance(
+            true_guidance_scale if self.imitates_guidance else scale,
+            guidance_rescale,
+            guidance_interval,
+            guidance_threshold,
+            guidance_parallel,
+            guidance_limit,
+            guidance_momentum,
+        )
+        start = Start.of(picture, mask, height, width, self)
         request = ImageRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            nodes=nodes,
+            steps=habits.steps if steps is None else steps,
+            guidance=guidance,
+            sampler=sampler or habits.sampler,
+            nodes=nodes or (habits.nodes if sampler is None else None),
             seed=check_seed(seed),
             count=count,
+            height=start.height,
+            width=start.width,
             noise=noise,
+            start=start.latent,
+            strength=strength,
+            mask=start.mask,
+            original=start.pixels,
+            to_prompt=to_prompt,
+            to_seed=to_seed,
+            share=share,
+            told_scale=Guidance(scale).scale if self.imitates_guidance else 0.0,
             first_sample=first_sample,
         )
-        return Generation(self.runner(), request)
+        return Generation(self.runner(weaker), request)
 
     @torch.no_grad()
     def noise_loss(
@@ -192,10 +295,10 @@ class ImageModel:
         if len(images) != len(captions) or not len(images):
             raise ValueError(f"noise_loss needs a caption for each picture, not {len(captions)} for {len(images)}")
         pictures = images if isinstance(images, np.ndarray) else to_pixels(images)
-        if pictures.shape[1:] != (3, self.size, self.size):
+        if pictures.shape[1:] != (3, self.height, self.width):
             height, width = pictures.shape[-2:]
             raise ValueError(
-                f"'{self.name}' paints {self.size} x {self.size} pixels; these pictures are {width} x {height}"
+                f"'{self.name}' paints {self.width} x {self.height} pixels; these pictures are {width} x {height}"
             )
         clean = latents_of(self.autoencoder, pictures, batch)
-        return denoising_loss(self.unet, self.path, clean, self.encode(captions), seed=seed, batch=batch)
+        return denoising_loss(self.network, self.path, clean, self.encode(captions), seed=seed, batch=batch)

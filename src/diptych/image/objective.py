@@ -52,7 +52,7 @@ def noise_prediction_loss(
     noise: Tensor,
     times: Tensor,
     context: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     weighting: str = "simple",
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def noise_prediction_loss(
 
     Args:
         clean, noise: (B, C, H, W), float32; times: (B,) in 0..1.
-        context, mask: the prompts, (B, S, width) and (B, S).
+        context, mask: the prompts, (B, S, width) and (B, S) or None.
         weighting: one of WEIGHTINGS.
 
     Returns:

@@ -11,20 +11,23 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from diptych.core.checks import is_number, is_whole
 from diptych.core.randomness import check_seed, normal
 from diptych.core.trace import Trace, stack
-from diptych.image.denoiser import Condition, Denoiser, join
-from diptych.image.guidance import guide, needs_unconditional
+from diptych.image.condition import Condition, blend, join
+from diptych.image.denoiser import Denoiser
+from diptych.image.guidance import Guidance, check_sane, guide
 from diptych.image.nodes import nodes_named
 from diptych.image.path import Node, Path
 from diptych.image.photo import to_bytes, to_picture
 from diptych.image.samplers import Sampler, Visit, sampler_named
 
 START, FRESH = 0, 1  # streams of randomness: the first noise, and what random samplers add
-MAX_STEPS, MAX_COUNT = 1000, 64
+MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
 VISITS_KEPT = 4
 
 
@@ -34,37 +37,71 @@ class ImageRequest:
 
     Args:
         steps: intervals between noise levels; a sampler that visits nodes twice calls the network 2 steps - 1 times.
-        guidance_scale: how far to go away from the negative prompt; 1 is no guidance, 0 is without the prompt.
+        guidance: how far to follow the prompt.
         sampler: one of `samplers.SAMPLERS`; nodes: one of `nodes.NODES`, None for the sampler's own.
         seed: picture k of a request draws from (seed, first_sample + k) alone.
         count: pictures.
+        height, width: pixels; None is the model's own size.
         noise: the starting noise (count, C, h, w), standard normal, instead of one drawn from the seed.
+        start: a clean latent (1 or count, C, h, w) to begin from instead of static, with as much noise as the first
+            node that is left has.
+        strength: 0..1, the share of the steps, the last ones, that are taken from `start`.
+        mask: (1 or count, 1, H, W), 1 where there is to be painted, 0 where `start` stays, and in the finished picture
+            `original` (1 or count, 3, H, W), -1..1, where there is one.
+        to_prompt, to_seed, share: `share` of the way along an arc to this other prompt, this other seed.
+        told_scale: the guidance that a network is told which imitates it; others are not told.
     """
 
     prompt: str
     negative_prompt: str = ""
     steps: int = 30
-    guidance_scale: float = 5.0
+    guidance: Guidance = field(default_factory=Guidance)
     sampler: str = "dpm++-2m"
     nodes: str | None = None
     seed: int = 0
     count: int = 1
+    height: int | None = None
+    width: int | None = None
     noise: Tensor | None = None
+    start: Tensor | None = None
+    strength: float = 1.0
+    mask: Tensor | None = None
+    original: Tensor | None = None
+    to_prompt: str | None = None
+    to_seed: int | None = None
+    share: float = 0.0
+    told_scale: float = 0.0
     first_sample: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError("the prompt is empty: say what to paint")
-        for name, least, most in (("steps", 1, MAX_STEPS), ("count", 1, MAX_COUNT), ("first_sample", 0, 2**32)):
+        sizes = [(name, 1, MAX_SIDE) for name in ("height", "width") if getattr(self, name) is not None]
+        for name, least, most in (
+            ("steps", 1, MAX_STEPS),
+            ("count", 1, MAX_COUNT),
+            ("first_sample", 0, 2**32),
+            *sizes,
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            if not is_whole(value) or not least <= value <= most:
                 raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
-        scale = self.guidance_scale
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or scale < 0:
-            raise ValueError(f"guidance_scale must be a finite number >= 0, not {scale!r}")
+        for name, value in (("strength", self.strength), ("share", self.share)):
+            if not is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+        if self.strength == 0:
+            raise ValueError("strength 0 paints nothing: the picture would stay as it is")
+        if self.start is None and (self.strength != 1 or self.mask is not None):
+            raise ValueError("strength and mask need a picture to start from")
         sampler = sampler_named(self.sampler)
         nodes_named(self.nodes or sampler.nodes)
         check_seed(self.seed)
+        if self.to_seed is not None:
+            check_seed(self.to_seed)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self.guidance.scale
 
 
 Decode = Callable[[Tensor], Tensor]
@@ -151,10 +188,13 @@ class ImageJob:
     request: ImageRequest
     sampler: Sampler
     route: list[Node]
+    noise: Tensor  # (count, C, h, w): what it starts from
     x: Tensor
-    condition: Condition  # the prompt's rows, then the negative prompt's where there is guidance
+    prompt: Condition
+    negative: Condition | None  # None where nothing is guided
     visits: list[Visit] = field(default_factory=list)
     steps: list[ImageStep] = field(default_factory=list)
+    running: Tensor | None = None  # guidance's momentum
     is_done: bool = False
     is_ahead: ClassVar[bool] = False  # every step is a call
 
@@ -162,77 +202,148 @@ class ImageJob:
     def here(self) -> Node:
         return self.route[len(self.steps)]
 
+    @property
+    def is_guided_here(self) -> bool:
+        return self.negative is not None and self.request.guidance.acts_at(self.here)
 
-class ImageRunner:
-    """Paints with one denoiser.
+
+@dataclass(frozen=True)
+class Kit:
+    """What a runner paints with.
 
     Args:
-        encode: prompts -> Condition.
+        path: size (h, w) of the latents -> the noise path that they take.
+        encode: prompts, and whether they are negative ones -> Condition.
         decode: latents (B, C, h, w) -> pictures (B, 3, H, W), -1..1.
-        shape: (C, h, w) of a latent picture.
+        channels: of latents; size: (h, w) of the model's own; downsampling: pixels for one of theirs, along a side.
+        multiple: what h and w must be multiples of.
+        numbers: (height, width) in pixels and the scale that is told -> what the network wants to know of them.
+        weaker: guides in the place of the unconditional estimate ("autoguidance"); it is given the prompt.
         name, facts: of the model, for the settings of results.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        path: Path,
-        encode: Callable[[list[str]], Condition],
-        decode: Decode,
-        shape: tuple[int, int, int],
-        *,
-        name: str = "",
-        facts: dict[str, Any] | None = None,
-    ) -> None:
-        self.denoiser, self.path, self.encode, self.decode = denoiser, path, encode, decode
-        self.shape, self.name, self.facts = shape, name, facts or {}
+    denoiser: Denoiser
+    path: Callable[[tuple[int, int]], Path]
+    encode: Callable[[list[str], bool], Condition]
+    decode: Decode
+    channels: int
+    size: tuple[int, int]
+    downsampling: int
+    multiple: int = 1
+    numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: ()
+    weaker: Denoiser | None = None
+    name: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Of a picture of so many pixels. Raises: ValueError for a side that does not divide."""
+        found = []
+        for name, pixels, own in (("height", height, self.size[0]), ("width", width, self.size[1])):
+            side, step = pixels or own * self.downsampling, self.downsampling * self.multiple
+            if side % step:
+                raise ValueError(f"{name} must be a multiple of {step} for '{self.name}', not {side}")
+            found.append(side // self.downsampling)
+        return found[0], found[1]
+
+
+class ImageRunner:
+    """Paints with one kit."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
 
     @torch.inference_mode()
     def admit(self, request: ImageRequest) -> ImageJob:
-        """Raises: ValueError for a prompt that is too long or a starting noise of another shape."""
-        sampler = sampler_named(request.sampler)
-        route = sampler.route(nodes_named(request.nodes or sampler.nodes)(self.path, request.steps))
-        condition = self.encode([request.prompt]).repeat(request.count)
-        if needs_unconditional(request.guidance_scale):
-            condition = join([condition, self.encode([request.negative_prompt]).repeat(request.count)])
-        shape = (request.count, *self.shape)
-        if request.noise is None:
-            samples = range(request.first_sample, request.first_sample + request.count)
-            noise = torch.stack([normal(self.shape, seed=request.seed, sample=k, stream=START) for k in samples])
-        elif tuple(request.noise.shape) == shape and bool(torch.isfinite(request.noise).all()):
-            noise = request.noise.detach().float().cpu()
-        else:
+        """Raises: ValueError for a prompt that is too long, a size that the model cannot paint, or a starting noise,
+        a starting picture or a mask of another shape."""
+        kit, count = self.kit, request.count
+        size = kit.latent_size(request.height, request.width)
+        shape = (count, kit.channels, *size)
+        pixels = (size[0] * kit.downsampling, size[1] * kit.downsampling)
+        for name, given, one in (
+            ("start", request.start, (kit.channels, *size)),
+            ("mask", request.mask, (1, *pixels)),
+            ("original", request.original, (3, *pixels)),
+        ):
+            wanted = {(rows, *one) for rows in (1, count)}
+            if given is not None and (tuple(given.shape) not in wanted or not bool(torch.isfinite(given).all())):
+                raise ValueError(f"{name} must be finite and of shape {max(wanted)}, not {tuple(given.shape)}")
+        if request.noise is not None and (
+            tuple(request.noise.shape) != shape or not bool(torch.isfinite(request.noise).all())
+        ):
             raise ValueError(f"noise must be finite and of shape {shape}, not {tuple(request.noise.shape)}")
-        x = route[0].sigma * noise.to(condition.context.device)
-        return ImageJob(request, sampler, route, x, condition)
+        sampler = sampler_named(request.sampler)
+        nodes = nodes_named(request.nodes or sampler.nodes)(kit.path(size), request.steps)
+        left = max(1, min(request.steps, int(request.steps * request.strength + 1e-9)))
+        route = sampler.route(nodes[len(nodes) - 1 - left :])
+        numbers = kit.numbers(pixels, request.told_scale)
+        prompt = self._prompt(request).told(numbers).repeat(count)
+        negative = None
+        if request.guidance.ever and kit.weaker is not None:
+            negative = prompt
+        elif request.guidance.ever:
+            negative = kit.encode([request.negative_prompt], True).told(numbers).repeat(count)
+        noise = self._starting_noise(request, shape[1:]).to(prompt.context.device)
+        x = route[0].sigma * noise
+        if request.start is not None:
+            x = x + route[0].alpha * request.start.to(x)
+        return ImageJob(request, sampler, route, noise, x, prompt, negative)
+
+    def _prompt(self, request: ImageRequest) -> Condition:
+        prompt = self.kit.encode([request.prompt], False)
+        if request.to_prompt is None or not request.share:
+            return prompt
+        return blend(prompt, self.kit.encode([request.to_prompt], False), request.share)
+
+    def _starting_noise(self, request: ImageRequest, shape: tuple[int, ...]) -> Tensor:
+        if request.noise is not None:
+            return request.noise.detach().float().cpu()
+        samples = range(request.first_sample, request.first_sample + request.count)
+        noise = torch.stack([normal(shape, seed=request.seed, sample=k, stream=START) for k in samples])
+        if request.to_seed is None or not request.share:
+            return noise
+        other = torch.stack([normal(shape, seed=request.to_seed, sample=k, stream=START) for k in samples])
+        # Along a quarter of a circle, so that every point between is as loud as noise is.
+        angle = request.share * math.pi / 2
+        return math.cos(angle) * noise + math.sin(angle) * other
 
     @torch.inference_mode()
     def advance(self, jobs: Sequence[ImageJob]) -> list[ImageStep]:
-        """One call of the network; each job moves to its next node. Steps in the order of the jobs."""
+        """One call of the network (one more of the weaker, where there is one); each job moves to its next node. Steps
+        in the order of the jobs.
+
+        Raises:
+            ValueError: an estimate that is no picture any more; the message names the step.
+        """
         if not jobs:
             return []
         if any(job.is_done for job in jobs):
             raise ValueError("a job that is done cannot be advanced")
-        rows, nodes = [], []
-        for job in jobs:
-            times = len(job.condition) // job.request.count
-            rows += [job.x] * times
-            nodes += [job.here] * len(job.condition)
-        estimates = self.denoiser(torch.cat(rows), nodes, join([job.condition for job in jobs]))
-        parts = estimates.split([len(job.condition) for job in jobs])
-        return [self._step(job, part) for job, part in zip(jobs, parts, strict=True)]
+        kit, guided = self.kit, [job for job in jobs if job.is_guided_here]
+        first = [(job, job.prompt) for job in jobs]
+        second = [(job, job.negative) for job in guided if job.negative is not None]
+        if kit.weaker is None:
+            found = _estimates(kit.denoiser, [*first, *second])
+        else:
+            found = [*_estimates(kit.denoiser, first), *_estimates(kit.weaker, second)]
+        others = dict(zip(map(id, guided), found[len(jobs) :], strict=True))
+        return [self._step(job, found[place], others.get(id(job))) for place, job in enumerate(jobs)]
 
-    def _step(self, job: ImageJob, estimates: Tensor) -> ImageStep:
+    def _step(self, job: ImageJob, conditional: Tensor, other: Tensor | None) -> ImageStep:
         request, index, here = job.request, len(job.steps), job.here
-        there = job.route[index + 1]
-        conditional = estimates[: request.count]
+        there, total = job.route[index + 1], len(job.route) - 1
         denoised, push = conditional, 0.0
-        if needs_unconditional(request.guidance_scale):
-            denoised = guide(conditional, estimates[request.count :], request.guidance_scale)
+        if other is not None:
+            denoised, job.running = guide(conditional, other, request.guidance, job.running)
             push = float((denoised - conditional).square().mean().sqrt() / denoised.square().mean().sqrt())
+        check_sane(denoised, conditional, index, total, request.guidance.scale)
+        if request.mask is not None and request.start is not None:
+            # A place of the latent is painted where any of its pixels is.
+            mask = F.max_pool2d(request.mask.to(denoised), self.kit.downsampling)
+            denoised = mask * denoised + (1 - mask) * request.start.to(denoised)
         step = ImageStep(
             index=index,
-            total=len(job.route) - 1,
+            total=total,
             sigma=here.sigma,
             alpha=here.alpha,
             log_snr=here.log_snr,
@@ -240,12 +351,12 @@ class ImageRunner:
             noise=((job.x - here.alpha * denoised) / here.sigma).cpu(),
             denoised=denoised.cpu(),
             guidance_push=push,
-            decode=self.decode,
+            decode=self.kit.decode,
         )
         job.visits = [*job.visits[1 - VISITS_KEPT :], Visit(here, job.x, denoised)]
         job.x = job.sampler.update(job.visits, there, self._fresh(job, index))
         job.steps.append(step)
-        job.is_done = index + 2 == len(job.route)
+        job.is_done = index + 1 == total
         return step
 
     def _fresh(self, job: ImageJob, index: int) -> Tensor:
@@ -254,15 +365,18 @@ class ImageRunner:
             return torch.zeros(())
         first, seed = job.request.first_sample, job.request.seed
         samples = range(first, first + job.request.count)
-        noise = torch.stack([normal(self.shape, seed=seed, sample=k, step=index, stream=FRESH) for k in samples])
+        noise = torch.stack([normal(job.x.shape[1:], seed=seed, sample=k, step=index, stream=FRESH) for k in samples])
         return noise.to(job.x.device)
 
     @torch.inference_mode()
     def finish(self, job: ImageJob) -> ImageResult:
         """The pictures of a job: done, or as the last estimate has them when it was stopped early."""
-        request = job.request
+        request, kit = job.request, self.kit
         latents = job.x if job.is_done or not job.visits else job.visits[-1].denoised
-        images = [to_picture(picture) for picture in to_bytes(self.decode(latents)).cpu()]
+        painted = kit.decode(latents).cpu()
+        if request.mask is not None and request.original is not None:
+            painted = request.mask * painted + (1 - request.mask) * request.original
+        images = [to_picture(picture) for picture in to_bytes(painted)]
         settings = {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
@@ -272,10 +386,45 @@ class ImageRunner:
             "sampler": request.sampler,
             "nodes": request.nodes or job.sampler.nodes,
             "steps": request.steps,
-            "guidance_scale": request.guidance_scale,
+            "guidance_scale": request.told_scale or request.guidance.scale,
+            "height": images[0].height,
+            "width": images[0].width,
+            **_unusual(request),
             "has_own_noise": request.noise is not None,
             "is_whole": job.is_done,
-            "model": self.name,
-            **self.facts,
+            "model": kit.name,
+            **kit.facts,
         }
-        return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, self.name)
+        return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name)
+
+
+def _estimates(denoiser: Denoiser, rows: Sequence[tuple[ImageJob, Condition]]) -> list[Tensor]:
+    """What one call says of each job under its condition. Pictures of one size share a call, whatever their jobs."""
+    found: dict[int, Tensor] = {}
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for place, (job, _) in enumerate(rows):
+        sizes.setdefault(tuple(job.x.shape[1:]), []).append(place)
+    for places in sizes.values():
+        x = torch.cat([rows[place][0].x for place in places])
+        nodes = [node for place in places for node in [rows[place][0].here] * len(rows[place][0].x)]
+        estimates = denoiser(x, nodes, join([rows[place][1] for place in places]))
+        parts = estimates.split([len(rows[place][0].x) for place in places])
+        found |= dict(zip(places, parts, strict=True))
+    return [found[place] for place in range(len(rows))]
+
+
+def _unusual(request: ImageRequest) -> dict[str, Any]:
+    """The settings that most requests leave as they are, where this one does not."""
+    found: dict[str, Any] = {}
+    usual = Guidance()
+    for name in ("rescale", "interval", "threshold", "parallel", "limit", "momentum"):
+        if getattr(request.guidance, name) != getattr(usual, name):
+            value = getattr(request.guidance, name)
+            found[f"guidance_{name}"] = list(value) if isinstance(value, tuple) else value
+    if request.told_scale and request.guidance.ever:
+        found["true_guidance_scale"] = request.guidance.scale
+    if request.start is not None:
+        found["strength"] = request.strength
+    if request.share:
+        found |= {"to_prompt": request.to_prompt, "to_seed": request.to_seed, "share": request.share}
+    return found

@@ -166,7 +166,20 @@ class UNet(nn.Module):
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.leave = nn.Sequential(nn.GroupNorm(32, source), nn.SiLU(), last)
 
-    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    @property
+    def multiple(self) -> int:
+        """What the sides of a latent must be multiples of."""
+        return 1 << (len(self.config.widths) - 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        pooled: Tensor | None = None,
+        numbers: Tensor | None = None,
+    ) -> Tensor:
         """Predict the noise.
 
         Args:

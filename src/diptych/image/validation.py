@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diptych.core.estimate import Estimate, estimate, mean
 from diptych.core.randomness import generator, normal
 from diptych.image.autoencoder import Autoencoder
-from diptych.image.denoiser import Condition
+from diptych.image.condition import Condition
 from diptych.image.fidelity import peak_signal_to_noise, structural_similarity
 from diptych.image.objective import noise_prediction_loss
 from diptych.image.path import Path
@@ -92,7 +92,7 @@ def denoising_loss(
             noise.to(clean.device),
             torch.tensor(times, dtype=torch.float32, device=clean.device),
             condition.context[places],
-            condition.mask[places],
+            None if condition.mask is None else condition.mask[places],
         )
         found += of_rows.tolist()
     losses = np.array(found).reshape(count, each)

@@ -27,6 +27,7 @@ from diptych.image.model import ImageModel
 from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
 from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
+from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
 from diptych.image.validation import denoising_loss, latents_of
@@ -167,12 +168,13 @@ class DiffusionTask:
             start.fill(unet, "unet.")
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.ModuleDict = nn.ModuleDict({"encoder": encoder, "unet": unet}).to(self.device)
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.prompter = OwnPrompter(encoder, tokenizer)
         self.painter = ImageModel(
             recipe.name,
-            encoder=encoder,
-            unet=unet,
+            prompter=self.prompter,
+            network=unet,
             autoencoder=autoencoder,
-            tokenizer=tokenizer,
             path=settings.path,
             size=self.data.size,
         )
@@ -191,17 +193,16 @@ class DiffusionTask:
 
     @property
     def networks(self) -> list[nn.Module]:
-        return [self.painter.unet] if self.data.text_encoder else [self.painter.encoder, self.painter.unet]
+        return [self.painter.network] if self.data.text_encoder else [self.encoder, self.painter.network]
 
     def _embeddings(self) -> Embeddings:
         """Of all captions that training sees."""
-        painter, train = self.painter, self.pictures.train
+        train = self.pictures.train
 
         def encode(captions: list[str]) -> tuple[Tensor, Tensor]:
-            condition = painter.encode(captions, cuts=True)
-            return condition.context, condition.mask
+            return self.prompter.encode(captions, cuts=True)
 
-        key = f"{digest(painter.encoder.state_dict())} {painter.encoder.config.length} {painter.tokenizer.to_json()}"
+        key = f"{digest(self.encoder.state_dict())} {self.encoder.config.length} {self.tokenizer.to_json()}"
         return embeddings_of(encode, key, (train.caption(index) for index in range(len(train))))
 
     @property
@@ -223,9 +224,9 @@ class DiffusionTask:
         return len(batch.latents)
 
     def loss(self, batch: DiffusionBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        context = batch.words if self.data.text_encoder else self.painter.encoder(batch.words, batch.mask)
+        context = batch.words if self.data.text_encoder else self.encoder(batch.words, batch.mask)
         loss, each = noise_prediction_loss(
-            self.painter.unet,
+            self.painter.network,
             self.painter.path,
             batch.latents,
             batch.noise,
@@ -243,7 +244,7 @@ class DiffusionTask:
         """Loss by noise level on pictures that training never sees, in float32, with fixed noise and times."""
         painter = self.painter
         condition = painter.encode(self.pictures.held_out.captions, cuts=True)
-        return denoising_loss(painter.unet, painter.path, self.held_out_latents, condition).figures("noise_loss")
+        return denoising_loss(painter.network, painter.path, self.held_out_latents, condition).figures("noise_loss")
 
     def rank(self, figures: dict[str, float]) -> float:
         return figures["noise_loss"]
@@ -260,9 +261,9 @@ class DiffusionTask:
 
     def _prompts(self) -> list[str]:
         if self.pictures.truth is None:
-            most = self.painter.encoder.config.length - 2
+            most = self.encoder.config.length - 2
             captions = self.pictures.held_out.captions
-            short = (text for text in captions if 0 < len(self.painter.tokenizer.encode(text.lower())) <= most)
+            short = (text for text in captions if 0 < len(self.tokenizer.encode(text.lower())) <= most)
             return list(islice(short, SHOWN)) or [""]
         held_out = scenes.held_out_scenes()
         famous = [scene for scene in held_out if (scene.animal, scene.worn) == ("cat", "sunglasses")][:1]
@@ -288,7 +289,7 @@ class DiffusionTask:
             },
             limits=(
                 KNOWN if self.pictures.truth else "It knows what its pictures show, and of that what captions name.",
-                f"A prompt has at most {self.painter.encoder.config.length - 2} tokens of short English sentences.",
+                f"A prompt has at most {self.encoder.config.length - 2} tokens of short English sentences.",
                 "Edges are soft, and now and then a thing that was asked for is missing or of another kind.",
             ),
         )

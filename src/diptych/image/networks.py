@@ -1,0 +1,31 @@
+"""The networks that predict, by the names that a checkpoint's config.json and a recipe give them."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from diptych.core.spelling import unknown
+from diptych.image.unet import UNet, UNetConfig
+
+
+class NetworkConfig(Protocol):
+    """What every network's settings can do."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+NETWORKS: dict[str, tuple[Any, type[nn.Module]]] = {"unet": (UNetConfig, UNet)}
+
+
+def make_network(kind: str, sizes: Mapping[str, Any]) -> nn.Module:
+    """A network of random weights. Raises: ValueError for a kind or a setting that is not known."""
+    if kind not in NETWORKS:
+        raise unknown("network", kind, NETWORKS)
+    config, module = NETWORKS[kind]
+    return module(config.from_dict(dict(sizes)))
+
+
+def kind_of(network: nn.Module) -> str:
+    """The name of a network's kind."""
+    return next(kind for kind, (_, module) in NETWORKS.items() if type(network) is module)
