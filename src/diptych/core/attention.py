@@ -30,6 +30,8 @@ class Attention(nn.Module):
         norm_eps: of those norms.
         has_qkv_bias, has_output_bias: biases on the projections to queries, keys and values, and on the one after them.
         softcap: c bends the scores to c tanh(score / c) before the softmax (Gemma Team 2024, sec. 2); 0 leaves them.
+        has_output: whether there is a projection after the heads; without it they come out side by side.
+        pairs_neighbours: rotary positions turn components 2i and 2i + 1 together, see `positions.apply_rotary`.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Attention(nn.Module):
         has_qkv_bias: bool = False,
         has_output_bias: bool = False,
         softcap: float = 0.0,
+        has_output: bool = True,
+        pairs_neighbours: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -55,11 +59,14 @@ class Attention(nn.Module):
             raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads}) unless head_dim is given")
         self.head_dim = width // num_heads if head_dim is None else head_dim
         self.softcap = softcap
+        self.pairs_neighbours = pairs_neighbours
         source = width if context_width is None else context_width
         self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_qkv_bias)
         self.key = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
         self.value = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
-        self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_output_bias)
+        self.output: nn.Module = nn.Identity()
+        if has_output:
+            self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_output_bias)
         self.query_norm = RMSNorm(self.head_dim, norm_eps) if has_qk_norm else None
         self.key_norm = RMSNorm(self.head_dim, norm_eps) if has_qk_norm else None
 
@@ -88,33 +95,52 @@ class Attention(nn.Module):
         Returns:
             (B, T, width).
         """
+        q, k, v = self.heads(x, context)
+        if rotary is not None:
+            q = apply_rotary(q, *rotary, self.pairs_neighbours)
+            k = apply_rotary(k, *rotary, self.pairs_neighbours) if kept_rotary is None else k
+        if store is not None:
+            k, v = store(k, v)
+        if kept_rotary is not None:
+            k = apply_rotary(k, *kept_rotary, self.pairs_neighbours)
+        seen = attend(q, k, v, mask, is_causal=is_causal, softcap=self.softcap)
+        mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
+        return mixed
+
+    def heads(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x (B, T, width), keys and values of the context or of x, not turned yet: (B, heads, T or S, D)."""
         source = x if context is None else context
         q = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.key(source).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         v = self.value(source).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        if rotary is not None:
-            q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary) if kept_rotary is None else k
-        if store is not None:
-            k, v = store(k, v)
-        if kept_rotary is not None:
-            k = apply_rotary(k, *kept_rotary)
-        if mask is not None and mask.is_floating_point():
-            seen = attend_few(q, k, v, mask, self.softcap)
-        elif self.softcap:
-            seen = capped_attention(q, k, v, mask, is_causal, self.softcap)
-        elif blocked.suits(q, k, v, mask, is_causal):
-            seen = blocked.blocked_attention(q, k, v, mask, is_causal)
-        elif mask is not None and long_rows.suits(q, k, v, mask):
-            seen = long_rows.attend_long(q, k, v, mask)
-        else:
-            is_grouped = self.num_kv_heads != self.num_heads
-            seen = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped
-            )
-        mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
-        return mixed
+        return q, k, v
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, softcap: float = 0.0
+) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v by the kernel that is fastest here.
+
+    Args:
+        q: (B, H, T, D); k, v: (B, H or a divisor of it, S, D); mask and is_causal as in `Attention.forward`.
+
+    Returns:
+        (B, H, T, D).
+    """
+    if mask is not None and mask.is_floating_point():
+        return attend_few(q, k, v, mask, softcap)
+    if softcap:
+        return capped_attention(q, k, v, mask, is_causal, softcap)
+    if blocked.suits(q, k, v, mask, is_causal):
+        return blocked.blocked_attention(q, k, v, mask, is_causal)
+    if mask is not None and long_rows.suits(q, k, v, mask):
+        return long_rows.attend_long(q, k, v, mask)
+    is_grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped
+    )
 
 
 def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, softcap: float) -> Tensor:

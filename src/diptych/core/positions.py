@@ -195,15 +195,19 @@ def _kept_by_llama3(scaling: RopeScaling, frequencies: Tensor) -> Tensor:
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs_neighbours: bool = False) -> Tensor:
     """Turn x (B, H, T, D): component i is paired with component i + D/2, as in Llama's published weights.
 
     The angles are taken to the dtype of x, as other implementations do.
+
+    Args:
+        pairs_neighbours: component 2i is paired with 2i + 1 instead, as Su et al. 2021 (eq. 34) wrote it; cos and sin
+            must lie so, too.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if not torch.is_grad_enabled():
-        return _turned(x, cos, sin)
-    turned: Tensor = _Turn.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        return _turned(x, cos, sin, pairs_neighbours)
+    turned: Tensor = _Turn.apply(x, cos, sin, pairs_neighbours)  # type: ignore[no-untyped-call]
     return turned
 
 
@@ -211,16 +215,20 @@ class _Turn(torch.autograd.Function):
     """The gradient of a turn is turned back: nothing but the angles is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, pairs_neighbours: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        ctx.pairs_neighbours = pairs_neighbours
+        return _turned(x, cos, sin, pairs_neighbours)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradient, cos, -sin), None, None
+        return _turned(gradient, cos, -sin, ctx.pairs_neighbours), None, None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, pairs_neighbours: bool) -> Tensor:
     # Whole rows at a time: operations on halves of rows are slow on a CPU.
-    return x.roll(x.shape[-1] // 2, dims=-1).mul_(sin).addcmul_(x, cos)
+    crossed: Tensor = (
+        x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if pairs_neighbours else x.roll(x.shape[-1] // 2, -1)
+    )
+    return crossed.mul_(sin).addcmul_(x, cos)

@@ -1,4 +1,8 @@
-"""The networks that predict, by the names that a checkpoint's config.json and a recipe give them."""
+"""The networks that predict, by the names that a checkpoint's config.json and a recipe give them.
+
+Every one is called alike: network(x, time, context, mask, pooled=None, numbers=None) -> prediction. `clock` is the unit
+in which it is told the noise level, `multiple` is what the sides of a latent must be multiples of.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -6,16 +10,25 @@ from typing import Any, Protocol
 from torch import nn
 
 from diptych.core.spelling import unknown
+from diptych.image.dit import DiT, DiTConfig
+from diptych.image.mmdit import MMDiT, MMDiTConfig
 from diptych.image.unet import UNet, UNetConfig
 
 
 class NetworkConfig(Protocol):
     """What every network's settings can do."""
 
+    @property
+    def multiple(self) -> int: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 
-NETWORKS: dict[str, tuple[Any, type[nn.Module]]] = {"unet": (UNetConfig, UNet)}
+NETWORKS: dict[str, tuple[Any, type[nn.Module]]] = {
+    "unet": (UNetConfig, UNet),
+    "dit": (DiTConfig, DiT),
+    "mmdit": (MMDiTConfig, MMDiT),
+}
 
 
 def make_network(kind: str, sizes: Mapping[str, Any]) -> nn.Module:
