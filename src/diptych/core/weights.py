@@ -99,14 +99,17 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
+def iterate_tensors(directory: str | Path, weights: str = WEIGHTS, index: str = INDEX) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint one at a time, each mapped from its file and read only where it is used.
+
+    Args:
+        weights, index: what the file of weights is called, and the index in its place where there are several.
 
     Raises:
         ValueError: a missing, truncated or foreign file, named in one line.
     """
     directory = Path(directory)
-    for name in _files(directory):
+    for name in _files(directory, weights, index):
         path = directory / name
         if Path(name).name != name or not path.is_file():
             raise ValueError(f"'{directory}' is not a whole checkpoint: {name} is missing")
@@ -118,14 +121,14 @@ def iterate_tensors(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
             raise ValueError(f"'{path}' is damaged or not a safetensors file: {error}") from error
 
 
-def _files(directory: Path) -> list[str]:
+def _files(directory: Path, weights: str, index: str) -> list[str]:
     """The names of the files that hold the weights, from the index where there is one."""
-    index = directory / INDEX
-    if not index.is_file():
-        return [WEIGHTS]
-    where = read_object(index).get("weight_map")
+    path = directory / index
+    if not path.is_file():
+        return [weights]
+    where = read_object(path).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
-        raise ValueError(f"'{index}' is not an index of weights: its weight_map must name a file for each tensor")
+        raise ValueError(f"'{path}' is not an index of weights: its weight_map must name a file for each tensor")
     return sorted(set(where.values()))
 
 

@@ -101,7 +101,7 @@ def decoder_tensors(directory: str | Path, config: DecoderConfig, row: Architect
             f"'{directory}' does not fit its config.json: tie_word_embeddings is true, but 'lm_head.weight' is not the "
             "embedding"
         )
-    _check({name: place.whole_shape for place in where.values() for name in place.names}, found, directory)
+    check_fit({name: place.whole_shape for place in where.values() for name in place.names}, found, directory)
     return ((name, place.cut(found)) for name, place in where.items())
 
 
@@ -121,7 +121,8 @@ def published_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, row:
     return published
 
 
-def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], directory: str | Path) -> None:
+def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], directory: str | Path) -> None:
+    """Raises: ValueError naming the first tensor that is missing, left over or of another shape."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
         raise ValueError(f"'{directory}' does not fit its config.json: it lacks '{missing[0]}'{_more(missing)}")

@@ -6,7 +6,6 @@ reads them with `Recipe.section`. A key that nobody knows is an error with its l
 
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diptych.core.checks import typed
 from diptych.core.randomness import LARGEST_SEED
 from diptych.core.spelling import nearest
 from diptych.train.dial import derive, follows
@@ -322,7 +322,7 @@ def _typed_table(cls: type, section: str, table: Any, path: Path, text: str) -> 
         if tables and isinstance(value, dict):
             values[key] = _fill(tables[0], f"{section}.{key}", value, path, text)  # type: ignore[arg-type]
         else:
-            values[key] = _typed(value, hints[key], f"{where}: {section}.{key}")
+            values[key] = typed(value, hints[key], f"{where}: {section}.{key}")
     return values
 
 
@@ -337,35 +337,6 @@ def _fill(cls: type[SectionT], section: str, table: dict[str, Any], path: Path, 
     except ValueError as error:
         named = next((key for key in known if f".{key} " in str(error) or str(error).startswith(f"{key} ")), None)
         raise ValueError(f"{_where(path, text, section, named)}: {error}") from error
-
-
-def _typed(value: Any, wanted: Any, where: str) -> Any:
-    origin = typing.get_origin(wanted)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [kind for kind in typing.get_args(wanted) if kind is not type(None)]
-        return _typed(value, kinds[0], where)
-    if wanted is Any:
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin in (list, tuple) and isinstance(value, list):
-        inner = typing.get_args(wanted)[0]
-        return origin(_typed(entry, inner, where) for entry in value)
-    if origin is dict and isinstance(value, dict):
-        inner = typing.get_args(wanted)[1]
-        return {key: _typed(entry, inner, f"{where}.{key}") for key, entry in value.items()}
-    plain = origin or wanted
-    if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
-        return value
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        bool: "true or false",
-        list: "a list",
-        tuple: "a list",
-    }
-    raise ValueError(f"{where} must be {names.get(plain, 'a table')}, not {value!r}")
 
 
 def _hint(word: str, known: Any) -> str:
