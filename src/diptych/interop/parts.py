@@ -147,10 +147,10 @@ def open_part(
         config = row.read(entries)
         with torch.device("meta"):
             network = row.network(config)
+        given = row.given(row.entries(entries))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"'{directory}' cannot be opened: {' '.join(str(error).split())}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = row.given(row.entries(entries))
     tensors = {**dict(part_tensors(directory, row, config, shapes, variant)), **given}
     weights.adopt(network, tensors.items(), directory)
     for parameter in network.parameters():
