@@ -17,6 +17,7 @@ from diptych.core.positions import rotary
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import load_into, read_config
+from diptych.image.prompts import PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ def trained_encoder(directory: str | Path) -> tuple[TextEncoder, Tokenizer]:
 
 
 def encode_prompts(
-    tokenizer: Tokenizer, prompts: list[str], length: int, *, cuts: bool = False
+    tokenizer: Tokenizer | PromptTokenizer, prompts: list[str], length: int, *, cuts: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of prompts, each (B, length), padded with the end token; prompts are read in lower case.
+    """Token ids and mask of prompts, each (B, length), padded; the house's own tokenizers read in lower case.
 
     An empty prompt is begin and end alone: what caption dropout trains, and what guidance moves away from.
 
@@ -155,14 +156,19 @@ def encode_prompts(
     Raises:
         ValueError: a prompt with too many tokens that is not to be cut.
     """
-    tokens = torch.full((len(prompts), length), tokenizer.end, dtype=torch.long)
+    is_ours = isinstance(tokenizer, Tokenizer)
+    pad = tokenizer.pad if isinstance(tokenizer, PromptTokenizer) else tokenizer.end
+    tokens = torch.full((len(prompts), length), pad, dtype=torch.long)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    borders = len(tokenizer.bordered([]))
     for row, prompt in enumerate(prompts):
-        ids = tokenizer.bordered(tokenizer.encode(prompt.strip().lower()))
+        ids = tokenizer.bordered(tokenizer.encode(prompt.strip().lower() if is_ours else prompt))
         if cuts and len(ids) > length:
             ids = [*ids[: length - 1], tokenizer.end]
         if len(ids) > length:
-            raise ValueError(f"the prompt is too long: {len(ids) - 2} tokens, at most {length - 2}: '{prompt[:40]}...'")
+            raise ValueError(
+                f"the prompt is too long: {len(ids) - borders} tokens, at most {length - borders}: '{prompt[:40]}...'"
+            )
         tokens[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = True
     return tokens, mask

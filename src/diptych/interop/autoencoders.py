@@ -24,10 +24,9 @@ OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0
 
 def autoencoder_config(entries: Mapping[str, Any]) -> AutoencoderConfig:
     """Its config, from all keys of its row."""
-    if entries["in_channels"] != entries["out_channels"]:
-        raise ValueError(
-            f"'out_channels' must be in_channels ({entries['in_channels']}), not {entries['out_channels']}"
-        )
+    channels = entries["in_channels"]
+    if entries["out_channels"] != channels:
+        raise ValueError(f"'out_channels' must be in_channels ({channels}), not {entries['out_channels']!r}")
     if entries["use_quant_conv"] is not entries["use_post_quant_conv"]:
         raise ValueError("'use_quant_conv' and 'use_post_quant_conv' are supported only alike")
     blocks = entries["layers_per_block"]
