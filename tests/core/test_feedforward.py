@@ -13,6 +13,7 @@ FORMULA = {
     "relu2": lambda x: x.clamp(min=0) ** 2,  # So et al. 2021, sec. 4.2
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),  # Hendrycks & Gimpel 2016, eq. 2
     "gelu-tanh": lambda x: x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),  # and sec. 2
+    "quick-gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),  # and the last of sec. 2
 }
 
 

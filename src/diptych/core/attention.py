@@ -30,6 +30,7 @@ class Attention(nn.Module):
         norm_eps: of those norms.
         has_qkv_bias, has_output_bias: biases on the projections to queries, keys and values, and on the one after them.
         softcap: c bends the scores to c tanh(score / c) before the softmax (Gemma Team 2024, sec. 2); 0 leaves them.
+        scale: of the scores, 1 / sqrt(head_dim) when None. T5 has 1.
         has_output: whether there is a projection after the heads; without it they come out side by side.
         pairs_neighbours: rotary positions turn components 2i and 2i + 1 together, see `positions.apply_rotary`.
     """
@@ -47,6 +48,7 @@ class Attention(nn.Module):
         has_qkv_bias: bool = False,
         has_output_bias: bool = False,
         softcap: float = 0.0,
+        scale: float | None = None,
         has_output: bool = True,
         pairs_neighbours: bool = False,
     ) -> None:
@@ -58,7 +60,7 @@ class Attention(nn.Module):
         if head_dim is None and width % num_heads:
             raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads}) unless head_dim is given")
         self.head_dim = width // num_heads if head_dim is None else head_dim
-        self.softcap = softcap
+        self.softcap, self.scale = softcap, scale
         self.pairs_neighbours = pairs_neighbours
         source = width if context_width is None else context_width
         self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_qkv_bias)
@@ -77,6 +79,7 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
+        bias: Tensor | None = None,
         is_causal: bool = False,
         store: Store | None = None,
         kept_rotary: tuple[Tensor, Tensor] | None = None,
@@ -88,6 +91,7 @@ class Attention(nn.Module):
             context: (B, S, context_width).
             rotary: cos and sin from `positions.rotary`, for queries and keys alike (self-attention).
             mask: bool, broadcast to (B, 1, T, S); True may be looked at. Of a few queries over a cache it is additive.
+            bias: what is added to the scores, broadcast to (B, H, T, S); not with a softcap, nor an additive mask.
             is_causal: no query looks at later keys; a mask that comes with it must say so, too.
             store: takes this call's keys and values (B, num_kv_heads, T, head_dim), returns all that may be looked at.
             kept_rotary: cos and sin for all keys that `store` returns; it is then given them unturned.
@@ -103,7 +107,7 @@ class Attention(nn.Module):
             k, v = store(k, v)
         if kept_rotary is not None:
             k = apply_rotary(k, *kept_rotary, self.pairs_neighbours)
-        seen = attend(q, k, v, mask, is_causal=is_causal, softcap=self.softcap)
+        seen = attend(q, k, v, mask, bias, is_causal=is_causal, softcap=self.softcap, scale=self.scale)
         mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
         return mixed
 
@@ -119,16 +123,26 @@ class Attention(nn.Module):
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, softcap: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    softcap: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) v by the kernel that is fastest here.
 
     Args:
-        q: (B, H, T, D); k, v: (B, H or a divisor of it, S, D); mask and is_causal as in `Attention.forward`.
+        q: (B, H, T, D); k, v: (B, H or a divisor of it, S, D); mask, bias and is_causal as in `Attention.forward`.
 
     Returns:
         (B, H, T, D).
     """
+    if bias is not None or scale is not None:
+        return biased_attention(q, k, v, mask, bias, is_causal, scale)
     if mask is not None and mask.is_floating_point():
         return attend_few(q, k, v, mask, softcap)
     if softcap:
@@ -160,6 +174,30 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_ca
         scores = scores.masked_fill(~mask, -math.inf)
     seen: Tensor = torch.softmax(scores, dim=-1).to(v.dtype) @ v
     return seen
+
+
+def biased_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+) -> Tensor:
+    """Attention with a bias on the scores, or a scale of its own.
+
+    Args: as `capped_attention`; `bias` is broadcast to (B, H, T, S).
+    """
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        if mask is None and is_causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, scale=scale, enable_gqa=is_grouped
+    )
 
 
 def within_window(mask: Tensor | None, places: Tensor, length: int, window: int) -> Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from diptych.core.attention import Attention
 from diptych.core.feedforward import FeedForward
-from diptych.core.norms import RMSNorm
+from diptych.core.norms import NORMS, RMSNorm
 from diptych.core.positions import rotary
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import load_into, read_config
+from diptych.image.prompt_tokens import PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,48 @@ class EncoderConfig:
 
 
 class EncoderBlock(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width)
-        self.attention = Attention(config.width, config.num_heads)
-        self.feedforward_norm = RMSNorm(config.width)
-        self.feedforward = FeedForward(config.width, config.width * 8 // 3)
+    """Attention and feed-forward, each normed before and added after: of this encoder, of CLIP's towers and of T5.
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary=angles, mask=mask)
+    Args:
+        norm: one of `core.norms.NORMS`.
+        has_bias: on all projections.
+        scale: of attention's scores, 1 / sqrt(head_dim) when None.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        head_dim: int | None = None,
+        norm: str = "rms",
+        norm_eps: float = 1e-6,
+        activation: str = "silu",
+        is_gated: bool = True,
+        has_bias: bool = False,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = NORMS[norm](width, norm_eps)
+        self.attention = Attention(
+            width, num_heads, head_dim=head_dim, has_qkv_bias=has_bias, has_output_bias=has_bias, scale=scale
+        )
+        self.feedforward_norm = NORMS[norm](width, norm_eps)
+        self.feedforward = FeedForward(width, hidden, activation=activation, is_gated=is_gated, has_bias=has_bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """x (B, S, width); the rest as `Attention.forward` has it."""
+        normed = self.attention_norm(x)
+        x = x + self.attention(normed, rotary=rotary, mask=mask, bias=bias, is_causal=is_causal)
         thought: Tensor = self.feedforward(self.feedforward_norm(x))
         return x + thought
 
@@ -66,7 +100,9 @@ class TextEncoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config.width, config.num_heads, config.width * 8 // 3) for _ in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.width)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -75,7 +111,7 @@ class TextEncoder(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         angles = rotary(positions, self.config.width // self.config.num_heads)
         for block in self.blocks:
-            x = block(x, angles, mask[:, None, None, :])
+            x = block(x, rotary=angles, mask=mask[:, None, None, :])
         context: Tensor = self.norm(x)
         return context
 
@@ -108,9 +144,9 @@ def trained_encoder(directory: str | Path) -> tuple[TextEncoder, Tokenizer]:
 
 
 def encode_prompts(
-    tokenizer: Tokenizer, prompts: list[str], length: int, *, cuts: bool = False
+    tokenizer: Tokenizer | PromptTokenizer, prompts: list[str], length: int, *, cuts: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of prompts, each (B, length), padded with the end token; prompts are read in lower case.
+    """Token ids and mask of prompts, each (B, length), padded; the house's own tokenizers read in lower case.
 
     An empty prompt is begin and end alone: what caption dropout trains, and what guidance moves away from.
 
@@ -120,14 +156,19 @@ def encode_prompts(
     Raises:
         ValueError: a prompt with too many tokens that is not to be cut.
     """
-    tokens = torch.full((len(prompts), length), tokenizer.end, dtype=torch.long)
+    is_ours = isinstance(tokenizer, Tokenizer)
+    pad = tokenizer.pad if isinstance(tokenizer, PromptTokenizer) else tokenizer.end
+    tokens = torch.full((len(prompts), length), pad, dtype=torch.long)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    borders = len(tokenizer.bordered([]))
     for row, prompt in enumerate(prompts):
-        ids = tokenizer.bordered(tokenizer.encode(prompt.strip().lower()))
+        ids = tokenizer.bordered(tokenizer.encode(prompt.strip().lower() if is_ours else prompt))
         if cuts and len(ids) > length:
             ids = [*ids[: length - 1], tokenizer.end]
         if len(ids) > length:
-            raise ValueError(f"the prompt is too long: {len(ids) - 2} tokens, at most {length - 2}: '{prompt[:40]}...'")
+            raise ValueError(
+                f"the prompt is too long: {len(ids) - borders} tokens, at most {length - borders}: '{prompt[:40]}...'"
+            )
         tokens[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = True
     return tokens, mask

@@ -43,8 +43,8 @@ class PublishedPart:
         config: from all of `keys`, filled in, to the frozen config of our network.
         network: from that config to our network.
         names: from that config to what each of our modules is called there; "{}" stands for a number, wherever and
-            however often: {"blocks.{}.attention.query": "encoder.layers.{}.q_proj"}. A name without its module, as of
-            a parameter that lies bare, is written whole, ending included.
+            however often: {"blocks.{}.attention.query": "encoder.layers.{}.q_proj"}. A name of one module alone has
+            its numbers written out; that of a single parameter is written whole, ending included.
         fused: module there whose tensors hold several of ours, in order -> those of ours, as patterns alike.
         given: from all of `keys` to tensors of ours that config.json tells, and no weights.
         older: pattern (regular expression) in a tensor's name as older versions wrote it -> what replaces it.
@@ -147,10 +147,10 @@ def open_part(
         config = row.read(entries)
         with torch.device("meta"):
             network = row.network(config)
+        given = row.given(row.entries(entries))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"'{directory}' cannot be opened: {' '.join(str(error).split())}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = row.given(row.entries(entries))
     tensors = {**dict(part_tensors(directory, row, config, shapes, variant)), **given}
     weights.adopt(network, tensors.items(), directory)
     for parameter in network.parameters():
@@ -199,7 +199,9 @@ def _places(
         numbers = re.findall(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", name)
         pattern = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "{}", name)
         module, _, leaf = pattern.rpartition(".")
-        if pattern in names:
+        if (exact := name.rpartition(".")[0]) in names:
+            yield name, Place((f"{names[exact]}.{leaf}",), shape)
+        elif pattern in names:
             yield name, Place((names[pattern].format(*numbers),), shape)
         elif module in inside:
             there, part, parts = inside[module]

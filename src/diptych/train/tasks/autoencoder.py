@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ LATENT = 2  # stream of randomness
 
 @dataclass(frozen=True)
 class Model:
-    """[model]: the autoencoder's sizes and the weights of its loss.
+    """[model]: the autoencoder's sizes and switches, as `AutoencoderConfig` has them, and the weights of its loss.
 
     Args:
         trains_encoder: false keeps the encoder of `run.init_from` as it is and trains the decoder alone, so that the
@@ -47,9 +47,20 @@ class Model:
     widths: tuple[int, ...] = (128, 192)
     encoder_blocks: int = 1
     decoder_blocks: int = 2
+    groups: int = 8
+    norm_eps: float = 1e-5
+    blocks_widen: bool = False
+    pads_after: bool = False
+    has_middle: bool = False
+    has_latent_convs: bool = False
     edge_weight: float = 1.0
     kl_weight: float = 1e-4
     trains_encoder: bool = True
+
+    def autoencoder(self) -> AutoencoderConfig:
+        """Raises: ValueError for sizes that do not go together."""
+        names = [entry.name for entry in fields(AutoencoderConfig) if hasattr(self, entry.name)]
+        return AutoencoderConfig.from_dict({name: getattr(self, name) for name in names})
 
 
 class NoisedPictures(NamedTuple):
@@ -88,16 +99,18 @@ class AutoencoderTask:
         self.recipe = recipe
         self.data = recipe.section("data", Data)
         self.settings = recipe.section("model", Model)
-        names = ("latent_channels", "fold", "widths", "encoder_blocks", "decoder_blocks")
-        sizes = {name: getattr(self.settings, name) for name in names}
         with recipe.checking("model"):
-            config = AutoencoderConfig.from_dict(sizes)
+            config = self.settings.autoencoder()
         if self.data.size < 1 or self.data.size % config.downsampling:
             with recipe.checking("data", "size"):
                 raise ValueError(f"data.size must be a multiple of {config.downsampling}, not {self.data.size}")
         start = Start.of(recipe, "autoencoder")
         if start:
-            start.check("autoencoder", config.to_dict())
+            start.check(
+                "autoencoder",
+                config.to_dict(),
+                read=lambda found: AutoencoderConfig.from_dict(dict(found)).to_dict(),
+            )
         elif not self.settings.trains_encoder:
             with recipe.checking("model", "trains_encoder"):
                 raise ValueError("model.trains_encoder = false needs a trained encoder: name one with run.init_from")
@@ -220,9 +233,8 @@ MEASURED = 512  # pictures that the finished latents are measured on
 
 def outline(recipe: Recipe) -> Outline:
     data, settings = recipe.section("data", Data), recipe.section("model", Model)
-    names = ("latent_channels", "fold", "widths", "encoder_blocks", "decoder_blocks")
     with recipe.checking("model"):
-        config = AutoencoderConfig.from_dict({name: getattr(settings, name) for name in names})
+        config = settings.autoencoder()
     side = data.size // config.downsampling
 
     def make() -> nn.Module:
