@@ -12,6 +12,7 @@ Tensors stay mapped from their files until they are used: what is only renamed, 
 is never copied here.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class PublishedPart:
             its numbers written out; that of a single parameter is written whole, ending included.
         fused: module there whose tensors hold several of ours, in order -> those of ours, as patterns alike.
         given: from all of `keys` to tensors of ours that config.json tells, and no weights.
+        reshaped: tensors of ours that have the same numbers in the same order there, but other axes.
         older: pattern (regular expression) in a tensor's name as older versions wrote it -> what replaces it.
         unweighted: pattern of tensors there that are no weights.
         stem: of the weights' files.
@@ -62,6 +64,7 @@ class PublishedPart:
     knows_all: bool = True
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     given: Callable[[dict[str, Any]], Mapping[str, Tensor]] = lambda entries: {}
+    reshaped: tuple[str, ...] = ()
     older: Mapping[str, str] = field(default_factory=dict)
     unweighted: str = r"$^"
     stem: str = "diffusion_pytorch_model"
@@ -183,8 +186,10 @@ def part_tensors(
             found[name] = tensor
     places = dict(_places(shapes, row.names(config), row.fused))
     wanted = {name: place.whole_shape for place in places.values() for name in place.names}
+    loose = {there for ours in row.reshaped if ours in places for there in places[ours].names}
     for name, shape in wanted.items():
-        if name in found and _without_ones(found[name].shape) == _without_ones(shape):
+        is_alike = name in found and _without_ones(found[name].shape) == _without_ones(shape)
+        if is_alike or (name in loose and name in found and found[name].numel() == math.prod(shape)):
             found[name] = found[name].reshape(shape)  # a 1 x 1 convolution is a linear layer
     check_fit(wanted, found, directory)
     return ((name, place.cut(found)) for name, place in places.items())
