@@ -56,6 +56,7 @@ class ImageModel:
         numbers: see `runner.Kit`.
         imitates_guidance: `guidance_scale` is told to the network, which has learnt what guidance does; true guidance,
             with a negative prompt, is asked for by `true_guidance_scale`.
+        starts_whole: see `runner.Kit`.
     """
 
     panel: Literal["image"] = "image"
@@ -73,10 +74,12 @@ class ImageModel:
         habits: Habits | None = None,
         numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: (),
         imitates_guidance: bool = False,
+        starts_whole: bool = False,
     ) -> None:
         self.name, self.prompter, self.network, self.autoencoder = name, prompter, network, autoencoder
         self.height, self.width = (size, size) if isinstance(size, int) else size
         self.habits, self.numbers, self.imitates_guidance = habits or Habits(), numbers, imitates_guidance
+        self.starts_whole = starts_whole
         self.denoiser = Denoiser(network, prediction)
         named = path_named(path) if isinstance(path, str) else None
         self.path_of: Callable[[tuple[int, int]], Path] = path if callable(path) else lambda size: path_named(path)
@@ -190,6 +193,7 @@ class ImageModel:
             downsampling=self.autoencoder.config.downsampling,
             multiple=self.multiple,
             numbers=self.numbers,
+            starts_whole=self.starts_whole,
             weaker=None if weaker is None else weaker.denoiser,
             name=self.name,
             facts=facts if weaker is None else facts | {"weaker": weaker.name},

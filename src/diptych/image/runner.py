@@ -218,6 +218,8 @@ class Kit:
         channels: of latents; size: (h, w) of the model's own; downsampling: pixels for one of theirs, along a side.
         multiple: what h and w must be multiples of.
         numbers: (height, width) in pixels and the scale that is told -> what the network wants to know of them.
+        starts_whole: generation starts from noise of unit variance, as if there were no signal at the first node; the
+            noise there is a little weaker.
         weaker: guides in the place of the unconditional estimate ("autoguidance"); it is given the prompt.
         name, facts: of the model, for the settings of results.
     """
@@ -231,6 +233,7 @@ class Kit:
     downsampling: int
     multiple: int = 1
     numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: ()
+    starts_whole: bool = False
     weaker: Denoiser | None = None
     name: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -284,9 +287,10 @@ class ImageRunner:
         elif request.guidance.ever:
             negative = kit.encode([request.negative_prompt], True).told(numbers).repeat(count)
         noise = self._starting_noise(request, shape[1:]).to(prompt.context.device)
-        x = route[0].sigma * noise
         if request.start is not None:
-            x = x + route[0].alpha * request.start.to(x)
+            x = route[0].alpha * request.start.to(noise) + route[0].sigma * noise
+        else:
+            x = noise if kit.starts_whole else route[0].sigma * noise
         return ImageJob(request, sampler, route, noise, x, prompt, negative)
 
     def _prompt(self, request: ImageRequest) -> Condition:
