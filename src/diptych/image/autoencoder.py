@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from diptych.core.attention import Attention
 from diptych.core.checks import settings_of
 from diptych.core.precision import at_least_float32
+from diptych.core.spelling import unknown
 from diptych.core.weights import load_into, read_config
 
 MOST_LAYERS = 100
+MIDDLES = ("none", "blocks", "attention")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class AutoencoderConfig:
     groups, norm_eps: of the norms.
     blocks_widen: the first block of a resolution changes the width, and resampling keeps it; else resampling does.
     pads_after: a downsampling convolution is padded at the right and the bottom alone.
-    has_middle: two blocks with attention between them at the latent's resolution.
+    middle: one of MIDDLES: what stands at the latent's resolution besides its blocks, two more "blocks" or two with
+        "attention" between them.
     has_latent_convs: 1 x 1 convolutions after the encoder and before the decoder.
     """
 
@@ -48,7 +51,7 @@ class AutoencoderConfig:
     norm_eps: float = 1e-5
     blocks_widen: bool = False
     pads_after: bool = False
-    has_middle: bool = False
+    middle: str = "none"
     has_latent_convs: bool = False
 
     @classmethod
@@ -56,6 +59,8 @@ class AutoencoderConfig:
         config = settings_of(cls, "autoencoder", values)
         if min(config.channels, config.latent_channels, config.fold, config.encoder_blocks, config.decoder_blocks) < 1:
             raise ValueError("autoencoder channels, fold and blocks must be at least 1")
+        if config.middle not in MIDDLES:
+            raise unknown("autoencoder middle", config.middle, MIDDLES)
         multiple = config.groups
         if multiple < 1 or not config.widths or any(width < 1 or width % multiple for width in config.widths):
             raise ValueError(f"autoencoder widths must be multiples of {multiple}, not {list(config.widths)}")
@@ -117,6 +122,14 @@ class MiddleAttention(nn.Module):
         return x + seen
 
 
+def _middle(config: AutoencoderConfig, width: int) -> list[nn.Module]:
+    norms: dict[str, Any] = {"groups": config.groups, "norm_eps": config.norm_eps}
+    if config.middle == "none":
+        return []
+    between = [MiddleAttention(width, **norms)] if config.middle == "attention" else []
+    return [Block(width, **norms), *between, Block(width, **norms)]
+
+
 class HalvingConv(nn.Conv2d):
     """Every second row and column, with zeros after the last."""
 
@@ -143,8 +156,7 @@ class Encoder(nn.Module):
             for _ in range(config.encoder_blocks):
                 layers.append(Block(width, wider, **norms))
                 width = wider
-        if config.has_middle:
-            layers += [Block(width, **norms), MiddleAttention(width, **norms), Block(width, **norms)]
+        layers += _middle(config, width)
         moments = 2 * config.latent_channels
         last = nn.Conv2d(width, moments, 3, padding=1)
         layers += [nn.GroupNorm(config.groups, width, config.norm_eps), nn.SiLU(), last]
@@ -164,8 +176,7 @@ class Decoder(nn.Module):
         width, latent = config.widths[-1], config.latent_channels
         layers: list[nn.Module] = [nn.Conv2d(latent, latent, 1)] if config.has_latent_convs else []
         layers.append(nn.Conv2d(latent, width, 3, padding=1))
-        if config.has_middle:
-            layers += [Block(width, **norms), MiddleAttention(width, **norms), Block(width, **norms)]
+        layers += _middle(config, width)
         for level, wider in enumerate(config.widths[::-1]):
             if level > 0:
                 after = width if config.blocks_widen else wider

@@ -50,7 +50,7 @@ def autoencoder_config(entries: Mapping[str, Any]) -> AutoencoderConfig:
             "norm_eps": 1e-6,
             "blocks_widen": True,
             "pads_after": True,
-            "has_middle": entries["mid_block_add_attention"],
+            "middle": "attention" if entries["mid_block_add_attention"] else "blocks",
             "has_latent_convs": entries["use_quant_conv"],
         }
     )
@@ -77,10 +77,9 @@ def autoencoder_names(config: AutoencoderConfig) -> dict[str, str]:
         return {name: f"{there}.{theirs}" for name, theirs in BLOCK.items()}
 
     def middle(side: str) -> list[dict[str, str]]:
-        if not config.has_middle:
-            return []
         attention = {name: f"{side}.mid_block.attentions.0.{theirs}" for name, theirs in ATTENTION.items()}
-        return [block(f"{side}.mid_block.resnets.0"), attention, block(f"{side}.mid_block.resnets.1")]
+        between = [attention] if config.middle == "attention" else []
+        return [block(f"{side}.mid_block.resnets.0"), *between, block(f"{side}.mid_block.resnets.1")]
 
     encoder: list[dict[str, str]] = [{}, {"": "encoder.conv_in"}]
     for level in range(len(config.widths)):

@@ -44,12 +44,9 @@ def open_tokenizer(directory: str | Path) -> PromptTokenizer:
             raise ValueError("it has no tokenizer.json, no vocab.json with merges.txt, and no spiece.model")
         _add(engine, about)
         kind = "clip" if type(engine.model).__name__ == "BPE" else "t5"
-        told, usual = about.get("model_max_length"), LENGTHS[kind]
-        return PromptTokenizer(
-            engine,
-            _pad(engine, about),
-            int(told) if isinstance(told, int | float) and is_number(told) and told <= LONGEST else usual,
-        )
+        told: Any = about.get("model_max_length")
+        length = int(told) if is_number(told) and told <= LONGEST else LENGTHS[kind]
+        return PromptTokenizer(engine, _pad(engine, about), length)
     except ValueError as error:
         raise ValueError(f"the tokenizer in '{directory}' cannot be used: {error}") from error
 

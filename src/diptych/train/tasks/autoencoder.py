@@ -51,7 +51,7 @@ class Model:
     norm_eps: float = 1e-5
     blocks_widen: bool = False
     pads_after: bool = False
-    has_middle: bool = False
+    middle: str = "none"
     has_latent_convs: bool = False
     edge_weight: float = 1.0
     kl_weight: float = 1e-4
