@@ -9,7 +9,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from diptych.image.encoders import encode_prompts
-from diptych.image.prompts import PromptTokenizer
+from diptych.image.prompt_tokens import PromptTokenizer
 from diptych.interop.prompts import open_tokenizer
 
 WORDS = ["a cat wearing sunglasses on a beach at sunset, isn't it? 12 cats!", "the quick brown fox jumps"] * 4

@@ -30,6 +30,11 @@ class Visit:
         """The noise that the estimate implies (Ho et al. 2020, eq. 15)."""
         return (self.x - self.node.alpha * self.denoised) / self.node.sigma
 
+    @property
+    def v(self) -> Tensor:
+        """alpha noise - sigma x_0 (Salimans & Ho 2022, app. D)."""
+        return self.node.alpha * self.noise - self.node.sigma * self.denoised
+
 
 @dataclass(frozen=True)
 class Midway(Node):

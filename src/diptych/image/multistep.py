@@ -94,14 +94,25 @@ def ipndm(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, orde
     return _moved(last, there, sum(width * weight * visit.slope for weight, visit in zip(weights, known, strict=True)))
 
 
-def plms(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order: int) -> Tensor:
+def plms(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order: int, of: str) -> Tensor:
     """PLMS (Liu et al. 2022, alg. 2, without its Runge-Kutta start): iPNDM whose first step is looked at again from its
-    end and taken with the mean of both slopes."""
+    end and taken with the mean of both slopes.
+
+    Args:
+        of: what is remembered, the predicted "noise", or "v", as diffusers does for networks that predict it.
+    """
     last, there = visits[-1], ahead[0]
-    if last.node is there:
-        return heun(visits, ahead, noise)
+    is_again = last.node is there
     arrived = [visit for visit, after in pairwise(visits) if visit.node is not after.node]
-    return ipndm([*arrived, last], ahead, noise, order=order)
+    if of == "noise":
+        return heun(visits, ahead, noise) if is_again else ipndm([*arrived, last], ahead, noise, order=order)
+    start, known = (visits[-2], visits[-2:]) if is_again else (last, [*arrived, last][-order:][::-1])
+    if start.node.alpha == 0:
+        return first_order(start.x, start.denoised, start.node, there)
+    weights = (1 / 2, 1 / 2) if is_again else ADAMS_BASHFORTH[len(known) - 1]
+    velocity = sum(weight * visit.v for weight, visit in zip(weights, known, strict=True))
+    slope = start.node.alpha * velocity + start.node.sigma * start.x
+    return _moved(start, there, (there.coordinate - start.node.coordinate) * slope)
 
 
 def deis(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order: int) -> Tensor:

@@ -104,12 +104,12 @@ SAMPLERS = {
     "unipc": Sampler(unipc, "karras", settings={"order": 2, "variant": "bh2"}),
     "deis": Sampler(deis, "karras", settings={"order": 2}),
     "ipndm": Sampler(ipndm, "karras", settings={"order": 4}),
-    "plms": Sampler(plms, "uniform", "first-twice", {"order": 4}),
+    "plms": Sampler(plms, "uniform", "first-twice", {"order": 4, "of": "noise"}),
     "lcm": Sampler(lcm, "lcm", always_random=True),
 }
 ORDERS = {"lms": 4, "unipc": 3, "deis": 3, "ipndm": 4, "plms": 4}  # the highest
 VISITS = 5
-WORDS = {"kind": ("midpoint", "heun"), "variant": ("bh1", "bh2")}
+WORDS = {"kind": ("midpoint", "heun"), "variant": ("bh1", "bh2"), "of": ("noise", "v")}
 
 
 def sampler_named(name: str) -> Sampler:

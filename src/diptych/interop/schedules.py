@@ -169,6 +169,8 @@ def _sampler(row: Row, entries: Mapping[str, Any]) -> str:
         return f"dpm++-2m{'-sde' if algorithm != 'dpmsolver++' else ''}:kind={kind or 'midpoint'}"
     if row.sampler == "unipc":
         return f"unipc:order={order},variant={kind or 'bh2'}"
+    if row.sampler == "plms" and entries.get("prediction_type") == "v_prediction":
+        return "plms:of=v"
     return f"deis:order={order}" if row.sampler == "deis" else row.sampler
 
 

@@ -23,8 +23,9 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
     """
     from diptych.core.files import recover_directory
     from diptych.core.spelling import unknown
-    from diptych.core.weights import read_config
+    from diptych.core.weights import read_config, read_object
     from diptych.interop.hub import fetch, is_id
+    from diptych.interop.pipelines import INDEX, is_pipeline
 
     directory = bundled().get(name, Path(name))
     recover_directory(directory)
@@ -32,6 +33,8 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
         if not is_id(name):
             raise unknown("model", name, [*bundled(), "a checkpoint directory", "an id on the hub (org/name)"])
         directory = fetch(name)
+    if is_pipeline(directory):
+        return directory, read_object(directory / INDEX)
     return directory, read_config(directory)
 
 
@@ -39,13 +42,16 @@ def open_model(
     name: str, *, device: str | None = None, dtype: str | None = None, bits: int | None = None, compile: bool = False
 ) -> "TextModel | ImageModel":
     """Load a model of either panel; see `diptych.load`."""
+    from diptych.interop.pipelines import is_pipeline, open_pipeline
+
     directory, config = find(name)
-    if config.get("panel") == "image":
+    if config.get("panel") == "image" or is_pipeline(directory):
         if bits is not None or compile:
             raise ValueError(f"bits and compile are for models that write; '{name}' paints")
         from diptych.image.model import ImageModel
 
-        return ImageModel.load(directory, device=device, dtype=dtype)
+        open_image = open_pipeline if is_pipeline(directory) else ImageModel.load
+        return open_image(directory, device=device, dtype=dtype)
     if config.get("panel") == "judge":
         raise ValueError(
             f"'{name}' neither writes nor paints: it reads off a picture what is on it, and works inside "
