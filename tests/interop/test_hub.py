@@ -38,6 +38,42 @@ def test_an_id_is_fetched_without_code_or_pickles_and_opened(published, monkeypa
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
 
 
+def test_of_a_painter_the_folders_of_its_parts_are_fetched(tmp_path, monkeypatch):
+    """Its index is looked for first, and alone: what lies beside it may be whole models in one file."""
+    (tmp_path / hub.PAINTER).write_text("{}")
+    asked = []
+
+    def snapshot(id, **settings):
+        asked.append(settings)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert hub.fetch("org/painter") == tmp_path
+    assert asked[0] == {"allow_patterns": ["model_index.json"]}
+    names = [
+        "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt",
+        "v1-5-pruned.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin",
+        "safety_checker/model.safetensors", "unet/model.onnx",
+    ]  # fmt: skip
+    told = {"allow_patterns": asked[1]["allow_patterns"], "ignore_patterns": asked[1]["ignore_patterns"]}
+    assert list(huggingface_hub.utils.filter_repo_objects(names, **told)) == names[:4]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.ckpt", "is a pickle, which may hold code that runs when it is opened"),
+        ("pytorch_model.bin", "is a pickle, which may hold code"),
+        ("sd.safetensors", "without the settings that they belong to: a model is a folder"),
+        ("notes.txt", "is a file; a model is a folder"),
+    ],
+)
+def test_a_file_is_no_model_and_the_way_out_is_told(file, message, tmp_path):
+    (tmp_path / file).write_bytes(b"...")
+    with pytest.raises(ValueError, match=message):
+        diptych.load(str(tmp_path / file))
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -6,6 +6,10 @@ from pathlib import Path
 # Weights, settings, vocabularies and templates; no code, no pickles, no second copy of the weights in another form.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 UNWANTED = ["*/*", "consolidated*"]
+# Of a painter, which has its parts in folders: no checker, no halves beside the whole, nothing for other engines.
+PAINTER = "model_index.json"
+OF_PAINTERS = [PAINTER, *(f"*/*.{ending}" for ending in ("safetensors", "json", "txt", "model"))]
+NOT_OF_PAINTERS = ["safety_checker/*", "*.fp16.*", "*.non_ema*", "*flax*", "*onnx*", "*openvino*", "*/*/*"]
 
 
 def is_id(name: str) -> bool:
@@ -23,6 +27,8 @@ def fetch(id: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
+        if (Path(snapshot_download(id, allow_patterns=[PAINTER])) / PAINTER).is_file():
+            return Path(snapshot_download(id, allow_patterns=OF_PAINTERS, ignore_patterns=NOT_OF_PAINTERS))
         return Path(snapshot_download(id, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except GatedRepoError as error:
         raise ValueError(

@@ -28,6 +28,8 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
     from diptych.interop.pipelines import INDEX, is_pipeline
 
     directory = bundled().get(name, Path(name))
+    if directory.is_file():
+        raise ValueError(_about_file(directory))
     recover_directory(directory)
     if not directory.is_dir():
         if not is_id(name):
@@ -36,6 +38,23 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
     if is_pipeline(directory):
         return directory, read_object(directory / INDEX)
     return directory, read_config(directory)
+
+
+def _about_file(path: Path) -> str:
+    """Why a file is no model here, and the way out."""
+    if path.suffix == ".safetensors":
+        return (
+            f"'{path}' is a file of weights without the settings that they belong to: a model is a folder. diffusers "
+            "makes one of a single file: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR); an "
+            "adapter is given beside its model"
+        )
+    if path.suffix in (".ckpt", ".bin", ".pt", ".pth"):
+        return (
+            f"'{path}' is a pickle, which may hold code that runs when it is opened, and is never read here. Get the "
+            "safetensors files, or have their authors' library write them: "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)"
+        )
+    return f"'{path}' is a file; a model is a folder with config.json or model_index.json"
 
 
 def open_model(
