@@ -32,11 +32,11 @@ def run(
 ) -> Tensor:
     """The runner's loop, without a runner."""
     random = torch.Generator().manual_seed(seed)
-    route = sampler.route(nodes)
+    route = sampler.route(path, nodes)
     visits: list[Visit] = []
-    for here, there in pairwise(route):
-        visits.append(Visit(here, x, denoiser(x, here)))
-        x = sampler.update(visits, there, torch.randn(x.shape, generator=random, dtype=x.dtype))
+    for index, here in enumerate(route[:-1]):
+        visits = [*visits[-3:], Visit(here, x, denoiser(x, here))]
+        x = sampler.step(visits, route[index + 1 :], torch.randn(x.shape, generator=random, dtype=x.dtype))
     return x
 
 

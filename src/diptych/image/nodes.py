@@ -1,14 +1,22 @@
 """Nodes: the noise levels at which a sampler calls the denoiser, from the noisiest that training saw down to clean.
 
-A rule is a function of (path, number of steps) that returns steps + 1 nodes, the last of them the clean picture.
+A rule is a function of (path, number of steps) that returns steps + 1 nodes, the last of them the clean picture. The
+rules that count trained steps round as the programs do that they are known from; see docs/samplers.md.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import numpy as np
 
+from diptych.core.choice import read_choice
 from diptych.core.spelling import unknown
-from diptych.image.path import Node, Path
+from diptych.image.path import FINITE_RATIO, Node, Path
+
+Rule = Callable[[Path, int], list[Node]]
 
 
 def uniform(path: Path, steps: int) -> list[Node]:
@@ -17,18 +25,212 @@ def uniform(path: Path, steps: int) -> list[Node]:
     return [*(path.node(max(time, path.end)) for time in times), path.at_ratio(0)]
 
 
+def leading(path: Path, steps: int, offset: int = 0, ahead: int = 0) -> list[Node]:
+    """Multiples of a whole number of trained steps, from the clean end; the noisiest ones are never visited (Lin et al.
+    2024, table 2).
+
+    Args:
+        offset: added to each; Stable Diffusion's is 1.
+        ahead: steps that are left out at the clean end, as diffusers' multistep solvers do with 1.
+    """
+    stride = _last(path) // (steps + ahead)
+    if stride < 1:
+        raise ValueError(f"the node rule leading takes at most {_last(path) - ahead} steps on this path, not {steps}")
+    return _at(path, np.arange(ahead, steps + ahead)[::-1] * stride + offset)
+
+
+def linspace(path: Path, steps: int, between: str = "ratio") -> list[Node]:
+    """From the last trained step to the first, both visited (Lin et al. 2024, table 2).
+
+    Args:
+        between: what goes in a straight line between two trained steps, the noise "ratio" (diffusers) or its "log"
+            (ComfyUI's "normal").
+
+    On the flow's path the least sigma is that of the first trained step, shifted once more, as for Stable Diffusion 3.
+    """
+    if path.kind == "flow":
+        times = np.linspace(path.start, path.node(path.end).sigma, steps)
+        return [*map(path.node, times.tolist()), path.at_ratio(0)]
+    timesteps = np.linspace(_last(path) - 1, 0, steps)
+    return _at(path, timesteps) if between == "ratio" else _on_the_line(path, timesteps)
+
+
+def trailing(path: Path, steps: int) -> list[Node]:
+    """Even strides from the noisy end, which is visited (Lin et al. 2024, table 2)."""
+    last = _last(path)
+    return _at(path, np.round(last - np.arange(steps) * (last / steps)) - 1)
+
+
+def sgm_uniform(path: Path, steps: int, rounded: bool = False) -> list[Node]:
+    """From the last trained step evenly towards the first, which is not visited (Stability AI's generative-models).
+
+    Args:
+        rounded: to trained steps, as diffusers' multistep solvers do.
+    """
+    timesteps = np.linspace(_last(path) - 1, 0, steps + 1)[:-1]
+    return _at(path, timesteps.round()) if rounded else _on_the_line(path, timesteps)
+
+
+def simple(path: Path, steps: int) -> list[Node]:
+    """Every so many entries of the table of trained levels, from its end (ComfyUI)."""
+    last = _last(path)
+    return _at(path, last - 1 - np.floor(np.arange(steps) * (last / steps)))
+
+
 def karras(path: Path, steps: int, rho: float = 7.0) -> list[Node]:
-    """Noise ratios with evenly spaced rho-th roots (Karras et al. 2022, eq. 5): short steps near the picture."""
-    largest, smallest = path.node(path.start).noise_ratio, max(path.node(path.end).noise_ratio, 1e-4)
+    """Noise levels with evenly spaced rho-th roots (Karras et al. 2022, eq. 5): short steps near the picture."""
+    largest, smallest = _range(path)
     ramp = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
-    ratios = (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho
-    return [*(path.at_ratio(float(ratio)) for ratio in ratios), path.at_ratio(0)]
+    return _levels(path, (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho)
 
 
-NODES: dict[str, Callable[[Path, int], list[Node]]] = {"uniform": uniform, "karras": karras}
+def exponential(path: Path, steps: int) -> list[Node]:
+    """Noise levels with evenly spaced logarithms."""
+    largest, smallest = _range(path)
+    return _levels(path, np.exp(np.linspace(math.log(largest), math.log(smallest), steps)))
 
 
-def nodes_named(name: str) -> Callable[[Path, int], list[Node]]:
-    if name not in NODES:
-        raise unknown("node rule", name, NODES)
-    return NODES[name]
+def beta(path: Path, steps: int, alpha: float = 0.6, beta: float = 0.6, of: str = "times") -> list[Node]:
+    """Quantiles of a beta distribution: most nodes near both ends (Lee et al. 2024, "Beta sampling is all you need").
+
+    Args:
+        of: "times", trained steps, each visited once (so there may be fewer than `steps`; ComfyUI), or "sigmas", noise
+            levels (diffusers).
+    """
+    if of == "sigmas":
+        largest, smallest = _range(path)
+        parts = 1 - np.linspace(0, 1, steps)
+        return _levels(path, [smallest + beta_quantile(part, alpha, beta) * (largest - smallest) for part in parts])
+    parts = 1 - np.arange(steps) / steps
+    timesteps = [round(beta_quantile(part, alpha, beta) * (_last(path) - 1)) for part in parts]
+    return _at(path, list(dict.fromkeys(timesteps)))
+
+
+def lcm(path: Path, steps: int, origin: int = 50) -> list[Node]:
+    """The times that a latent consistency model was distilled at, evenly skipped (Luo et al. 2023, app. B).
+
+    Args:
+        origin: how many there are, evenly over the trained steps.
+    """
+    if steps > origin:
+        raise ValueError(f"the node rule lcm takes at most origin ({origin}) steps, not {steps}")
+    trained = (np.arange(1, origin + 1) * (_last(path) // origin) - 1)[::-1]
+    return _at(path, trained[np.floor(np.linspace(0, origin, steps, endpoint=False)).astype(int)])
+
+
+NODES: dict[str, Callable[..., list[Node]]] = {
+    "uniform": uniform,
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+    "karras": karras,
+    "exponential": exponential,
+    "sgm-uniform": sgm_uniform,
+    "simple": simple,
+    "beta": beta,
+    "lcm": lcm,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    name: {key: entry.default for key, entry in list(signature(rule).parameters.items())[2:]}
+    for name, rule in NODES.items()
+}
+ALLOWED = {"between": ("ratio", "log"), "of": ("times", "sigmas")}
+LISTS = ("sigmas", "timesteps")
+# What other programs call them.
+OTHER_NAMES = {
+    "normal": "linspace:between=log",
+    "sgm_uniform": "sgm-uniform",
+    "ddim_uniform": "leading:offset=1",
+    "ddim-uniform": "leading:offset=1",
+}
+
+
+def nodes_named(name: str) -> Rule:
+    """A rule by its name, with settings where they are not the usual ("karras:rho=5"), or the nodes themselves:
+    "sigmas:14.6,3.1,0.5" in the path's coordinate (sigma / alpha, or sigma on the flow's path), "timesteps:999,499,99"
+    in trained steps (1000 sigma on the flow's path). A list is taken whole, whatever the number of steps.
+
+    Raises:
+        ValueError: an unknown rule or setting, or a list that does not fall.
+    """
+    word, _, rest = name.partition(":")
+    if word in LISTS:
+        values = _numbers(word, rest)
+        return lambda path, steps: _listed(path, word, values)
+    if word not in NODES and word not in OTHER_NAMES:
+        raise unknown("node rule", word, [*NODES, *LISTS])
+    rule, settings = read_choice("node rule", OTHER_NAMES.get(name, name), DEFAULTS)
+    for key, value in settings.items():
+        if key in ALLOWED and value not in ALLOWED[key]:
+            raise ValueError(f"{key} of node rule '{rule}' must be {' or '.join(ALLOWED[key])}, not '{value}'")
+        if not isinstance(value, str | bool) and value < (0 if key in ("offset", "ahead") else 1e-3):
+            raise ValueError(f"{key} of node rule '{rule}' must be above 0, not {value}")
+    return partial(NODES[rule], **settings)
+
+
+def _numbers(kind: str, text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    falls = all(before > after for before, after in zip(values, values[1:], strict=False))
+    if not values or not falls or not all(map(math.isfinite, values)) or values[-1] < 0 or values == [0.0]:
+        raise ValueError(f"nodes '{kind}:{text}' must be falling numbers, none below 0, with commas between them")
+    return values
+
+
+def _listed(path: Path, kind: str, values: Sequence[float]) -> list[Node]:
+    if kind == "sigmas":
+        if path.kind == "flow" and values[0] > 1:
+            raise ValueError(f"sigmas of the path '{path.name}' are at most 1, not {values[0]:g}")
+        return _levels(path, [value for value in values if value])
+    if path.kind == "flow":
+        return _listed(path, "sigmas", [value / path.steps for value in values])
+    if values[0] > path.steps - 1:
+        raise ValueError(f"timesteps of the path '{path.name}' are at most {path.steps - 1}, not {values[0]:g}")
+    return _at(path, values)
+
+
+def _last(path: Path) -> int:
+    """How many trained steps there are up to the path's start."""
+    return round(path.start * path.steps)
+
+
+def _at(path: Path, timesteps: Sequence[float] | np.ndarray) -> list[Node]:
+    return [*(path.at_timestep(float(timestep)) for timestep in timesteps), path.at_ratio(0)]
+
+
+def _on_the_line(path: Path, timesteps: np.ndarray) -> list[Node]:
+    """The same, with the logarithm of the noise ratio straight between trained steps."""
+    return [*(path.node((timestep + 1) / path.steps) for timestep in timesteps.tolist()), path.at_ratio(0)]
+
+
+def _range(path: Path) -> tuple[float, float]:
+    """The largest and the smallest noise level, in the path's coordinate."""
+    largest, smallest = path.node(path.start).coordinate, path.node(path.end).coordinate
+    return min(largest, FINITE_RATIO), max(smallest, 1e-4)
+
+
+def _levels(path: Path, coordinates: Sequence[float] | np.ndarray) -> list[Node]:
+    return [*(path.at_coordinate(float(value)) for value in coordinates), path.at_ratio(0)]
+
+
+def beta_quantile(part: float, a: float, b: float) -> float:
+    """Where the beta distribution has `part` of its weight below: the inverse of the regularised incomplete beta
+    function, by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _incomplete_beta(middle, a, b) < part else (low, middle)
+    return (low + high) / 2
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """I_x(a, b), by its power series where that converges fast (DLMF 8.17.7) and by symmetry where not."""
+    if x > 0.5:
+        return 1 - _incomplete_beta(1 - x, b, a)
+    total, term = 0.0, 1.0
+    for n in range(80):
+        total += term / (a + n)
+        term *= (n + 1 - b) * x / (n + 1)
+    return x**a * total * math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))

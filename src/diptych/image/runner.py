@@ -21,10 +21,11 @@ from diptych.core.trace import Trace, stack
 from diptych.image.condition import Condition, blend, join
 from diptych.image.denoiser import Denoiser
 from diptych.image.guidance import Guidance, check_sane, guide
+from diptych.image.moves import Visit
 from diptych.image.nodes import nodes_named
-from diptych.image.path import Node, Path
+from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.photo import to_bytes, to_picture
-from diptych.image.samplers import Sampler, Visit, sampler_named
+from diptych.image.samplers import Sampler, sampler_named
 
 START, FRESH = 0, 1  # streams of randomness: the first noise, and what random samplers add
 MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
@@ -36,9 +37,9 @@ class ImageRequest:
     """What to paint and how.
 
     Args:
-        steps: intervals between noise levels; a sampler that visits nodes twice calls the network 2 steps - 1 times.
+        steps: intervals between noise levels; a sampler that looks again or between calls the network 2 steps - 1 times.
         guidance: how far to follow the prompt.
-        sampler: one of `samplers.SAMPLERS`; nodes: one of `nodes.NODES`, None for the sampler's own.
+        sampler: as `samplers.sampler_named` reads it; nodes: as `nodes.nodes_named` does, None for the sampler's own.
         seed: picture k of a request draws from (seed, first_sample + k) alone.
         count: pictures.
         height, width: pixels; None is the model's own size.
@@ -273,9 +274,11 @@ class ImageRunner:
         ):
             raise ValueError(f"noise must be finite and of shape {shape}, not {tuple(request.noise.shape)}")
         sampler = sampler_named(request.sampler)
-        nodes = nodes_named(request.nodes or sampler.nodes)(kit.path(size), request.steps)
-        left = max(1, min(request.steps, int(request.steps * request.strength + 1e-9)))
-        route = sampler.route(nodes[len(nodes) - 1 - left :])
+        path = kit.path(size)
+        nodes = nodes_named(request.nodes or sampler.nodes)(path, request.steps)
+        steps = len(nodes) - 1  # a list of nodes has a number of its own
+        left = max(1, min(steps, int(steps * request.strength + 1e-9)))
+        route = sampler.route(path, nodes[steps - left :])
         numbers = kit.numbers(pixels, request.told_scale)
         prompt = self._prompt(request).told(numbers).repeat(count)
         negative = None
@@ -331,7 +334,7 @@ class ImageRunner:
 
     def _step(self, job: ImageJob, conditional: Tensor, other: Tensor | None) -> ImageStep:
         request, index, here = job.request, len(job.steps), job.here
-        there, total = job.route[index + 1], len(job.route) - 1
+        total = len(job.route) - 1
         denoised, push = conditional, 0.0
         if other is not None:
             denoised, job.running = guide(conditional, other, request.guidance, job.running)
@@ -346,7 +349,7 @@ class ImageRunner:
             total=total,
             sigma=here.sigma,
             alpha=here.alpha,
-            log_snr=here.log_snr,
+            log_snr=max(here.log_snr, -LARGEST_LOG_SNR),  # finite, as JSON is
             noisy=job.x.cpu(),
             noise=((job.x - here.alpha * denoised) / here.sigma).cpu(),
             denoised=denoised.cpu(),
@@ -354,7 +357,7 @@ class ImageRunner:
             decode=self.kit.decode,
         )
         job.visits = [*job.visits[1 - VISITS_KEPT :], Visit(here, job.x, denoised)]
-        job.x = job.sampler.update(job.visits, there, self._fresh(job, index))
+        job.x = job.sampler.step(job.visits, job.route[index + 1 :], self._fresh(job, index))
         job.steps.append(step)
         job.is_done = index + 1 == total
         return step

@@ -6,84 +6,21 @@ the runner owns the loop. It works in the frame of the path that its nodes lie o
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
+from diptych.core.choice import read_choice
 from diptych.core.spelling import unknown
-from diptych.image.path import Node
+from diptych.image.moves import Midway, Visit, ancestral_levels
+from diptych.image.multistep import deis, dpmpp_2m, dpmpp_3m, ipndm, lms, unipc
+from diptych.image.path import Node, Path
+from diptych.image.sampler_names import plain_name
+from diptych.image.single_step import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm
 
-
-@dataclass(frozen=True)
-class Visit:
-    """One call of the denoiser: the picture `x` at `node`, and the estimate of the clean picture, both (B, C, H, W)."""
-
-    node: Node
-    x: Tensor
-    denoised: Tensor
-
-
-Update = Callable[[Sequence[Visit], Node, Tensor], Tensor]
-
-
-def first_order(x: Tensor, denoised: Tensor, here: Node, there: Node) -> Tensor:
-    """Move along the straight line to the denoised picture: exact if the denoiser were constant.
-
-    This is DDIM with eta = 0 (Song et al. 2021, eq. 12) and Euler in the variance-exploding frame (Karras et al. 2022,
-    alg. 1), depending only on the path that the nodes lie on.
-    """
-    ratio = there.sigma / here.sigma
-    return ratio * x + (there.alpha - ratio * here.alpha) * denoised
-
-
-def euler(visits: Sequence[Visit], there: Node, noise: Tensor) -> Tensor:
-    last = visits[-1]
-    return first_order(last.x, last.denoised, last.node, there)
-
-
-def ancestral(visits: Sequence[Visit], there: Node, noise: Tensor) -> Tensor:
-    """Go below `there` without noise, then add fresh noise up to it.
-
-    The draw from q(x_there | x_here, x_0 = denoised) (Ho et al. 2020, eq. 7, the smaller variance): DDPM's step, and
-    Euler ancestral with eta = 1, which are the same formula in two frames.
-    """
-    last = visits[-1]
-    here, ratio, goal = last.node, last.node.noise_ratio, there.noise_ratio
-    down = goal * goal / ratio  # noise ratio after the deterministic part
-    up = math.sqrt(max(goal * goal - down * down, 0.0))  # what the fresh noise adds, in the same units
-    kept = there.alpha * down / (ratio * here.alpha)
-    return kept * last.x + there.alpha * (1 - down / ratio) * last.denoised + there.alpha * up * noise
-
-
-def heun(visits: Sequence[Visit], there: Node, noise: Tensor) -> Tensor:
-    """Euler's step, looked at again from its end, then taken with the mean of both slopes (Karras et al. 2022, alg. 1).
-
-    Each node but the first and the last is visited twice: arriving (predicted) and corrected. The slope is
-    d(x / alpha) / d(sigma / alpha) = (x / alpha - denoised) / (sigma / alpha).
-    """
-    last = visits[-1]
-    if last.node is not there:
-        return euler(visits, there, noise)
-    before = visits[-2]
-    slope_before = (before.x / before.node.alpha - before.denoised) / before.node.noise_ratio
-    slope_there = (last.x / there.alpha - last.denoised) / there.noise_ratio
-    width = there.noise_ratio - before.node.noise_ratio
-    return there.alpha * (before.x / before.node.alpha + width * (slope_before + slope_there) / 2)
-
-
-def dpmpp_2m(visits: Sequence[Visit], there: Node, noise: Tensor) -> Tensor:
-    """DPM-Solver++ (2M) (Lu et al. 2022, alg. 2): the denoised picture is taken as a line in lambda = log(alpha/sigma)
-    through the last two visits. The first step, and the last one to the clean picture, are of first order.
-    """
-    last = visits[-1]
-    if len(visits) < 2 or there.sigma == 0:
-        return euler(visits, there, noise)
-    before = visits[-2]
-    step = there.lambda_ - last.node.lambda_
-    r = (last.node.lambda_ - before.node.lambda_) / step
-    ahead = (1 + 1 / (2 * r)) * last.denoised - 1 / (2 * r) * before.denoised
-    return there.sigma / last.node.sigma * last.x - there.alpha * math.expm1(-step) * ahead
+Update = Callable[..., Tensor]  # (visits, nodes ahead, fresh noise, **settings) -> the picture at the first node ahead
 
 
 @dataclass(frozen=True)
@@ -93,33 +30,105 @@ class Sampler:
     Args:
         update: the formula.
         nodes: the node rule it is used with unless another is asked for.
-        visits_twice: calls the denoiser again at each node that it arrives at.
-        is_random: adds fresh noise at each step.
+        looks: where the denoiser is called for a step: "once" at its beginning, "twice", again at the end, or also
+            "between", halfway in the logarithm of the coordinate, "in-lambda", halfway in log(alpha / sigma), or
+            "in-drawn", the same, where the step to there is random, too.
+        settings: of the formula. `eta` is how random it is, from 0 (not at all) to 1 (as the process it undoes).
+        always_random: adds noise whatever the settings.
     """
 
     update: Update
     nodes: str
-    visits_twice: bool = False
-    is_random: bool = False
+    looks: Literal["once", "twice", "between", "in-lambda", "in-drawn"] = "once"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    always_random: bool = False
 
-    def route(self, nodes: Sequence[Node]) -> list[Node]:
+    @property
+    def is_random(self) -> bool:
+        """Whether a step adds fresh noise."""
+        return self.always_random or self.settings.get("eta", 0) > 0
+
+    def step(self, visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor) -> Tensor:
+        """The picture at ahead[0].
+
+        Args:
+            visits: the last of them, in their order; four are enough.
+            ahead: the rest of the route.
+            noise: standard normal, of the picture's shape, another at each visit; not looked at where `is_random` is
+                false.
+        """
+        return self.update(visits, ahead, noise, **self.settings)
+
+    def route(self, path: Path, nodes: Sequence[Node]) -> list[Node]:
         """The nodes in the order of the calls, the clean picture last: call i leads from route[i] to route[i+1]."""
-        if not self.visits_twice:
+        if self.looks == "once":
             return list(nodes)
-        return [nodes[0], *(node for node in nodes[1:-1] for _ in range(2)), nodes[-1]]
+        if self.looks == "twice":
+            # From pure noise there may be no slope to correct with; the step is of first order then.
+            once = [1] if nodes[0].scale == 0 else []
+            inner = enumerate(nodes[1:-1], 1)
+            return [nodes[0], *(node for k, node in inner for _ in range(1 if k in once else 2)), nodes[-1]]
+        route = [nodes[0]]
+        for here, there in zip(nodes, nodes[1:], strict=False):
+            route += [*self._midway(path, here, there), there]
+        return route
+
+    def _midway(self, path: Path, here: Node, there: Node) -> list[Node]:
+        if there.sigma == 0 or here.scale == 0 or (self.looks != "between" and here.alpha == 0):
+            return []
+        eta = 0.0 if self.looks == "in-drawn" else self.settings.get("eta", 0.0)
+        goal = path.at_ratio(ancestral_levels(here, there, eta)[0]) if eta else there
+        if goal.sigma == 0:  # pure noise forgets all: the step goes down to the clean picture
+            return []
+        if self.looks == "between":
+            middle = path.at_coordinate(math.sqrt(here.coordinate * goal.coordinate))
+        else:
+            middle = path.at_ratio(math.sqrt(here.noise_ratio * goal.noise_ratio))
+        return [Midway(middle.time, middle.alpha, middle.sigma, middle.is_flow)]
 
 
 SAMPLERS = {
-    "ddpm": Sampler(ancestral, "uniform", is_random=True),
-    "ddim": Sampler(euler, "uniform"),
-    "euler": Sampler(euler, "karras"),
-    "euler-ancestral": Sampler(ancestral, "karras", is_random=True),
-    "heun": Sampler(heun, "karras", visits_twice=True),
-    "dpm++-2m": Sampler(dpmpp_2m, "karras"),
+    "ddpm": Sampler(euler, "uniform", settings={"eta": 1.0}),
+    "ddim": Sampler(euler, "uniform", settings={"eta": 0.0}),
+    "euler": Sampler(euler, "karras", settings={"eta": 0.0}),
+    "euler-ancestral": Sampler(euler, "karras", settings={"eta": 1.0}),
+    "heun": Sampler(heun, "karras", "twice"),
+    "dpm2": Sampler(dpm2, "karras", "between", {"eta": 0.0}),
+    "dpm2-ancestral": Sampler(dpm2, "karras", "between", {"eta": 1.0}),
+    "lms": Sampler(lms, "karras", settings={"order": 4}),
+    "dpm++-2m": Sampler(dpmpp_2m, "karras", settings={"eta": 0.0, "kind": "midpoint"}),
+    "dpm++-2m-sde": Sampler(dpmpp_2m, "karras", settings={"eta": 1.0, "kind": "midpoint"}),
+    "dpm++-sde": Sampler(dpmpp_sde, "karras", "in-drawn", {"eta": 1.0}),
+    "dpm++-2s-ancestral": Sampler(dpmpp_2s, "karras", "in-lambda", {"eta": 1.0}),
+    "dpm++-3m-sde": Sampler(dpmpp_3m, "exponential", settings={"eta": 1.0}),
+    "unipc": Sampler(unipc, "karras", settings={"order": 2, "variant": "bh2"}),
+    "deis": Sampler(deis, "karras", settings={"order": 2}),
+    "ipndm": Sampler(ipndm, "karras", settings={"order": 4}),
+    "lcm": Sampler(lcm, "lcm", always_random=True),
 }
+ORDERS = {"lms": 4, "unipc": 3, "deis": 3, "ipndm": 4}  # the highest
+WORDS = {"kind": ("midpoint", "heun"), "variant": ("bh1", "bh2")}
 
 
 def sampler_named(name: str) -> Sampler:
-    if name not in SAMPLERS:
+    """A sampler by its name, with settings where they are not the usual: "ddim:eta=0.5", "unipc:order=3".
+
+    What other programs call it is understood, too ("Euler a", "dpmpp_2m", "DDIMScheduler"); a name that says which nodes
+    ("DPM++ 2M Karras") sets them.
+
+    Raises:
+        ValueError: an unknown sampler or setting, or a value out of its range.
+    """
+    ours, nodes = plain_name(name)
+    if ours.partition(":")[0] not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
-    return SAMPLERS[name]
+    word, settings = read_choice("sampler", ours, {name: row.settings for name, row in SAMPLERS.items()})
+    for key, value in settings.items():
+        if key == "eta" and not 0 <= value <= 1:
+            raise ValueError(f"eta of sampler '{word}' must be from 0 to 1, not {value:g}")
+        if key == "order" and not 1 <= value <= ORDERS[word]:
+            raise ValueError(f"order of sampler '{word}' must be from 1 to {ORDERS[word]}, not {value}")
+        if key in WORDS and value not in WORDS[key]:
+            raise ValueError(f"{key} of sampler '{word}' must be {' or '.join(WORDS[key])}, not '{value}'")
+    row = replace(SAMPLERS[word], settings=settings)
+    return replace(row, nodes=nodes) if nodes else row
