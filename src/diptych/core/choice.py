@@ -4,7 +4,8 @@ So what is chosen by name (a sampler, a noise path, a weighting) stays one strin
 kept: in a recipe, on the command line, in a picture's facts, in a checkpoint's config.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from diptych.core.checks import is_number
@@ -28,8 +29,10 @@ def read_choice(kind: str, text: str, known: Mapping[str, Mapping[str, Any]]) ->
     for part in filter(None, rest.split(",")):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if key not in settings:
-            raise unknown(f"setting of {kind} '{name}'", key, known[name]) if known[name] else ValueError(
-                f"{kind} '{name}' has no settings, and '{part}' is one"
+            raise (
+                unknown(f"setting of {kind} '{name}'", key, known[name])
+                if known[name]
+                else ValueError(f"{kind} '{name}' has no settings, and '{part}' is one")
             )
         if not equals:
             raise ValueError(f"{kind} '{text}': '{part}' must be {key}=VALUE")
@@ -41,6 +44,12 @@ def write_choice(name: str, settings: Mapping[str, Any], defaults: Mapping[str, 
     """The shortest string that `read_choice` reads as these settings."""
     changed = [f"{key}={_written(value)}" for key, value in settings.items() if value != defaults[key]]
     return f"{name}:{','.join(changed)}" if changed else name
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The settings of what a name stands for, with their defaults: the arguments that may be left out."""
+    arguments = signature(function).parameters.items()
+    return {key: argument.default for key, argument in arguments if argument.default is not argument.empty}
 
 
 def _typed(text: str, default: Any, what: str) -> Any:

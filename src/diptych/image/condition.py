@@ -27,7 +27,7 @@ class Condition:
     def __len__(self) -> int:
         return len(self.context)
 
-    def __getitem__(self, rows: slice) -> "Condition":
+    def __getitem__(self, rows: slice | Tensor) -> "Condition":
         return Condition(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
 
     def repeat(self, count: int) -> "Condition":

@@ -3,44 +3,81 @@
 D(x, node, condition) -> estimate of x_0 (and the noise it implies). Samplers, guidance and evaluation see only this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diptych.core.spelling import unknown
+from diptych.core.precision import at_least_float32
 from diptych.image.condition import Condition
-from diptych.image.path import Node
+from diptych.image.path import LARGEST_LOG_SNR, Node, Path
+from diptych.image.prediction import Prediction, prediction_named
 
 
-def column(values: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers (B,) as (B, 1, 1, 1) float32 beside pictures."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None, None, None]
+class Level(NamedTuple):
+    """The noise levels of a batch: four numbers of each picture, (B,), float32."""
+
+    times: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    log_snr: Tensor
 
 
-# prediction -> (denoised, noise), given x = alpha x_0 + sigma noise
-PREDICTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    # Ho et al. 2020, eq. 15
-    "noise": lambda x, output, alpha, sigma: (x - sigma * output) / alpha,
-    "image": lambda x, output, alpha, sigma: output,
-    # v = alpha noise - sigma x_0 (Salimans & Ho 2022, app. D)
-    "v": lambda x, output, alpha, sigma: (alpha * x - sigma * output) / (alpha**2 + sigma**2),
-}
+def told_time(clock: str, log_snr: Tensor, sigma: Tensor, times: Tensor, steps: int) -> Tensor:
+    """A noise level in the unit that a network's clock counts in (`clock.CLOCKS`); finite for pure noise, too.
+
+    Args:
+        log_snr, sigma, times: of each picture, (B,).
+        steps: of the path.
+    """
+    if clock == "timestep":
+        return steps * times - 1
+    if clock == "flow":
+        return 1000 * sigma
+    finite = log_snr.clamp(-LARGEST_LOG_SNR, LARGEST_LOG_SNR)
+    return -finite / 8 if clock == "edm" else finite
+
+
+def output_of(
+    network: nn.Module,
+    prediction: Prediction,
+    path: Path,
+    x: Tensor,
+    level: Level,
+    condition: Condition,
+) -> Tensor:
+    """What a network says of noisy pictures: (B, C, H, W), at least float32.
+
+    Args:
+        network: (x, time, context, mask, pooled, numbers) -> prediction, as `UNet`. Its `clock` says in which unit it
+            wants the noise level; one that has none takes log_snr.
+        x: noisy pictures (B, C, H, W), float32, as the path has them.
+    """
+    dtype = next(network.parameters()).dtype
+    time = told_time(getattr(network, "clock", "log-snr"), level.log_snr, level.sigma, level.times, path.steps)
+    seen = x / beside(prediction.size(level.alpha, level.sigma, path.kind))
+    pooled = None if condition.pooled is None else condition.pooled.to(dtype)
+    told = condition.context.to(dtype), condition.mask, pooled, condition.numbers
+    return at_least_float32(network(seen.to(dtype), time, *told))
 
 
 class Denoiser:
     """A network with the meaning of its prediction.
 
     Args:
-        network: (x, time, context, mask, pooled, numbers) -> prediction, as `UNet`.
-        prediction: one of PREDICTIONS.
+        network: see `output_of`.
+        prediction: as `prediction_named` reads it.
+        path: whose nodes it is asked at; of another shift of the same kind, they are fine, too.
+
+    Raises:
+        ValueError: a prediction that is not known, or that says nothing where the path begins.
     """
 
-    def __init__(self, network: nn.Module, prediction: str = "noise") -> None:
-        if prediction not in PREDICTIONS:
-            raise unknown("prediction", prediction, PREDICTIONS)
-        self.network = network
-        self.prediction = prediction
+    def __init__(self, network: nn.Module, prediction: str, path: Path) -> None:
+        self.network, self.path = network, path
+        self.prediction = prediction_named(prediction)
+        self.prediction.check(path)
 
     def __call__(self, x: Tensor, nodes: Sequence[Node], condition: Condition) -> Tensor:
         """The estimate of the clean picture, float32.
@@ -48,13 +85,12 @@ class Denoiser:
         Args:
             x: noisy pictures (B, C, H, W), float32, picture i at nodes[i].
         """
-        weight = next(self.network.parameters())
-        log_snr = torch.tensor([node.log_snr for node in nodes], dtype=torch.float32, device=x.device)
-        alpha, sigma = column([node.alpha for node in nodes], x), column([node.sigma for node in nodes], x)
-        # A network sees pictures of about unit variance on every path.
-        seen = x / (alpha**2 + sigma**2).sqrt()
-        context = condition.context.to(weight.dtype)
-        pooled = None if condition.pooled is None else condition.pooled.to(weight.dtype)
-        told = context, condition.mask, pooled, condition.numbers
-        output = self.network(seen.to(weight.dtype), log_snr, *told).float()
-        return PREDICTIONS[self.prediction](x, output, alpha, sigma)
+        values = [(node.time, node.alpha, node.sigma, node.log_snr) for node in nodes]
+        level = Level(*torch.tensor(values, dtype=torch.float32, device=x.device).unbind(1))
+        output = output_of(self.network, self.prediction, self.path, x, level, condition)
+        return self.prediction.denoised(x, output.float(), beside(level.alpha), beside(level.sigma))
+
+
+def beside(values: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1)."""
+    return values[:, None, None, None]

@@ -50,7 +50,7 @@ class ImageModel:
         name: what traces, pictures and lists call it.
         prompter, network, autoencoder: the three parts; the first two may be in a fast dtype, the last is float32.
         path: the noise path, or from the size (h, w) of latents to it.
-        prediction: what the network's output is (`denoiser.PREDICTIONS`).
+        prediction: what the network's output is, as `prediction_named` reads it.
         size: pixels of its pictures, a side or (height, width).
         habits: its settings where a request leaves them out.
         numbers: see `runner.Kit`.
@@ -77,7 +77,6 @@ class ImageModel:
         self.name, self.prompter, self.network, self.autoencoder = name, prompter, network, autoencoder
         self.height, self.width = (size, size) if isinstance(size, int) else size
         self.habits, self.numbers, self.imitates_guidance = habits or Habits(), numbers, imitates_guidance
-        self.denoiser = Denoiser(network, prediction)
         named = path_named(path) if isinstance(path, str) else None
         self.path_of: Callable[[tuple[int, int]], Path] = path if callable(path) else lambda size: path_named(path)
         self.multiple: int = network.multiple  # type: ignore[assignment]  # of latents' sides
@@ -87,6 +86,7 @@ class ImageModel:
             raise ValueError(f"the network has {channels} channels, the autoencoder {latent.latent_channels}")
         self.latent_shape = (channels, self.height // latent.downsampling, self.width // latent.downsampling)
         self.path = named or self.path_of(self.latent_shape[1:])
+        self.denoiser = Denoiser(network, prediction, self.path)
 
     @classmethod
     def load(cls, directory: str | FilePath, *, device: str | None = None, dtype: str | None = None) -> Self:
@@ -106,8 +106,8 @@ class ImageModel:
                 raise ValueError(f"'{directory}/config.json' lacks '{key}'")
         if len(kinds) != 1:
             raise ValueError(f"'{directory}/config.json' must have one network of {', '.join(NETWORKS)}, not {kinds}")
-        if config["panel"] != "image" or config["prediction"] != "noise":
-            raise ValueError(f"'{directory}' is not an image checkpoint that predicts noise")
+        if config["panel"] != "image":
+            raise ValueError(f"'{directory}' is not an image checkpoint")
         encoder = TextEncoder(EncoderConfig.from_dict(config["encoder"]))
         network = make_network(kinds[0], config[kinds[0]])
         autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
@@ -123,6 +123,7 @@ class ImageModel:
             network=network,
             autoencoder=autoencoder,
             path=config["path"],
+            prediction=config["prediction"],
             size=config["size"],
         )
         settings: Any = network.config
@@ -146,7 +147,7 @@ class ImageModel:
             "name": self.name,
             "size": self.height,
             "path": self.path.name,
-            "prediction": self.denoiser.prediction,
+            "prediction": self.denoiser.prediction.name,
             "encoder": self.prompter.encoder.config.to_dict(),
             kind: settings.to_dict(),
             "autoencoder": self.autoencoder.config.to_dict(),
@@ -301,4 +302,4 @@ class ImageModel:
                 f"'{self.name}' paints {self.width} x {self.height} pixels; these pictures are {width} x {height}"
             )
         clean = latents_of(self.autoencoder, pictures, batch)
-        return denoising_loss(self.network, self.path, clean, self.encode(captions), seed=seed, batch=batch)
+        return denoising_loss(self.denoiser, clean, self.encode(captions), seed=seed, batch=batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diptych.image.moves import Visit, first_order
 from diptych.image.path import Node
+from diptych.image.single_step import heun
 
 # Adams-Bashforth, newest first, over equal steps.
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -48,10 +49,15 @@ def dpmpp_3m(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, e
     visits = [visit for visit in visits if visit.node.alpha > 0][-3:]
     step = there.lambda_ - last.node.lambda_
     decay = step + eta * step
-    x = there.sigma / last.node.sigma * math.exp(-eta * step) * last.x - there.alpha * math.expm1(-decay) * last.denoised
+    x = (
+        there.sigma / last.node.sigma * math.exp(-eta * step) * last.x
+        - there.alpha * math.expm1(-decay) * last.denoised
+    )
     widths = [(after.node.lambda_ - before.node.lambda_) / step for before, after in pairwise(visits)][::-1]
-    rises = [(after.denoised - before.denoised) / width for (before, after), width in
-             zip(list(pairwise(visits))[::-1], widths, strict=True)]
+    rises = [
+        (after.denoised - before.denoised) / width
+        for (before, after), width in zip(list(pairwise(visits))[::-1], widths, strict=True)
+    ]
     second = math.expm1(-decay) / decay + 1  # phi_2
     if len(rises) == 1:
         x = x + there.alpha * second * rises[0]
@@ -80,12 +86,22 @@ def ipndm(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, orde
     """iPNDM (Zhang & Chen 2023, app. H.2; Liu et al. 2022, eq. 12): Adams-Bashforth on the slopes as if steps were
     equal."""
     last, there = visits[-1], ahead[0]
-    known = [visit for visit in visits if visit.node.scale > 0][-order:][::-1]
     if last.node.scale == 0:
         return first_order(last.x, last.denoised, last.node, there)
+    known = [visit for visit in visits if visit.node.scale > 0][-order:][::-1]
     width = there.coordinate - last.node.coordinate
     weights = ADAMS_BASHFORTH[len(known) - 1]
     return _moved(last, there, sum(width * weight * visit.slope for weight, visit in zip(weights, known, strict=True)))
+
+
+def plms(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order: int) -> Tensor:
+    """PLMS (Liu et al. 2022, alg. 2, without its Runge-Kutta start): iPNDM whose first step is looked at again from its
+    end and taken with the mean of both slopes."""
+    last, there = visits[-1], ahead[0]
+    if last.node is there:
+        return heun(visits, ahead, noise)
+    arrived = [visit for visit, after in pairwise(visits) if visit.node is not after.node]
+    return ipndm([*arrived, last], ahead, noise, order=order)
 
 
 def deis(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order: int) -> Tensor:
@@ -168,5 +184,7 @@ def _moved(last: Visit, there: Node, change: Tensor | float) -> Tensor:
 
 def _lagrange(at: np.ndarray, knots: np.ndarray, k: int) -> np.ndarray:
     """The polynomial that is 1 at knot k and 0 at the others."""
-    others = np.delete(knots, k)
-    return np.asarray(np.prod([(at - other) / (knots[k] - other) for other in others], axis=0)) * np.ones_like(at)
+    value = np.ones_like(at)
+    for other in np.delete(knots, k):
+        value = value * (at - other) / (knots[k] - other)
+    return value

@@ -1,18 +1,17 @@
 """Nodes: the noise levels at which a sampler calls the denoiser, from the noisiest that training saw down to clean.
 
-A rule is a function of (path, number of steps) that returns steps + 1 nodes, the last of them the clean picture. The
-rules that count trained steps round as the programs do that they are known from; see docs/samplers.md.
+A rule is a function of (path, number of steps) that returns the nodes, noisiest first; the clean picture comes after
+the last of them. The rules that count trained steps round as the programs do that they are known from; see
+docs/samplers.md.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from inspect import signature
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from diptych.core.choice import read_choice
+from diptych.core.choice import read_choice, settings_of
 from diptych.core.spelling import unknown
 from diptych.image.path import FINITE_RATIO, Node, Path
 
@@ -22,7 +21,7 @@ Rule = Callable[[Path, int], list[Node]]
 def uniform(path: Path, steps: int) -> list[Node]:
     """Times spaced evenly from the path's start: what DDPM and DDIM do when they skip (Song et al. 2021, sec. 4.2)."""
     times = path.start * (1 - np.arange(steps) / steps)
-    return [*(path.node(max(time, path.end)) for time in times), path.at_ratio(0)]
+    return [path.node(max(time, path.end)) for time in times]
 
 
 def leading(path: Path, steps: int, offset: int = 0, ahead: int = 0) -> list[Node]:
@@ -39,19 +38,24 @@ def leading(path: Path, steps: int, offset: int = 0, ahead: int = 0) -> list[Nod
     return _at(path, np.arange(ahead, steps + ahead)[::-1] * stride + offset)
 
 
-def linspace(path: Path, steps: int, between: str = "ratio") -> list[Node]:
+def linspace(
+    path: Path, steps: int, between: str = "ratio", rounded: bool = False, shifted: str = "twice"
+) -> list[Node]:
     """From the last trained step to the first, both visited (Lin et al. 2024, table 2).
 
     Args:
         between: what goes in a straight line between two trained steps, the noise "ratio" (diffusers) or its "log"
             (ComfyUI's "normal").
-
-    On the flow's path the least sigma is that of the first trained step, shifted once more, as for Stable Diffusion 3.
+        rounded: to trained steps.
+        shifted: on the flow's path, whether the least time is the sigma of the first trained step, which the path
+            shifts "twice" then (Stable Diffusion 3), or that step's own time, shifted "once".
     """
     if path.kind == "flow":
-        times = np.linspace(path.start, path.node(path.end).sigma, steps)
-        return [*map(path.node, times.tolist()), path.at_ratio(0)]
+        least = path.end if shifted == "once" else path.node(path.end).sigma
+        return [*map(path.node, np.linspace(path.start, least, steps).tolist())]
     timesteps = np.linspace(_last(path) - 1, 0, steps)
+    if rounded:
+        return _at(path, timesteps.round())
     return _at(path, timesteps) if between == "ratio" else _on_the_line(path, timesteps)
 
 
@@ -77,11 +81,18 @@ def simple(path: Path, steps: int) -> list[Node]:
     return _at(path, last - 1 - np.floor(np.arange(steps) * (last / steps)))
 
 
-def karras(path: Path, steps: int, rho: float = 7.0) -> list[Node]:
-    """Noise levels with evenly spaced rho-th roots (Karras et al. 2022, eq. 5): short steps near the picture."""
+def karras(path: Path, steps: int, rho: float = 7.0, rounded: bool = False) -> list[Node]:
+    """Noise levels with evenly spaced rho-th roots (Karras et al. 2022, eq. 5): short steps near the picture.
+
+    Args:
+        rounded: the network is told the nearest trained step, the level stays (diffusers' multistep solvers).
+    """
     largest, smallest = _range(path)
     ramp = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
-    return _levels(path, (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho)
+    found = _levels(path, (largest ** (1 / rho) + ramp * (smallest ** (1 / rho) - largest ** (1 / rho))) ** rho)
+    if not rounded:
+        return found
+    return [replace(node, time=(round(path.timestep(node)) + 1) / path.steps) for node in found]
 
 
 def exponential(path: Path, steps: int) -> list[Node]:
@@ -130,11 +141,9 @@ NODES: dict[str, Callable[..., list[Node]]] = {
     "beta": beta,
     "lcm": lcm,
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
-    name: {key: entry.default for key, entry in list(signature(rule).parameters.items())[2:]}
-    for name, rule in NODES.items()
-}
-ALLOWED = {"between": ("ratio", "log"), "of": ("times", "sigmas")}
+DEFAULTS = {name: settings_of(rule) | {"clean": True} for name, rule in NODES.items()}
+ALLOWED = {"between": ("ratio", "log"), "of": ("times", "sigmas"), "shifted": ("once", "twice")}
+LEAST = {"offset": 0, "ahead": 0, "origin": 1}
 LISTS = ("sigmas", "timesteps")
 # What other programs call them.
 OTHER_NAMES = {
@@ -146,9 +155,12 @@ OTHER_NAMES = {
 
 
 def nodes_named(name: str) -> Rule:
-    """A rule by its name, with settings where they are not the usual ("karras:rho=5"), or the nodes themselves:
-    "sigmas:14.6,3.1,0.5" in the path's coordinate (sigma / alpha, or sigma on the flow's path), "timesteps:999,499,99"
-    in trained steps (1000 sigma on the flow's path). A list is taken whole, whatever the number of steps.
+    """A rule by its name, with the clean picture after its nodes; with settings where they are not the usual
+    ("karras:rho=5"), or the nodes themselves: "sigmas:14.6,3.1,0.5" in the path's coordinate (sigma / alpha, or sigma
+    on the flow's path), "timesteps:999,499,99" in trained steps (1000 sigma on the flow's path). A list is taken whole,
+    whatever the number of steps.
+
+    Every rule has the setting `clean`: where it is false, the last node is the least noisy one that training saw.
 
     Raises:
         ValueError: an unknown rule or setting, or a list that does not fall.
@@ -163,9 +175,19 @@ def nodes_named(name: str) -> Rule:
     for key, value in settings.items():
         if key in ALLOWED and value not in ALLOWED[key]:
             raise ValueError(f"{key} of node rule '{rule}' must be {' or '.join(ALLOWED[key])}, not '{value}'")
-        if not isinstance(value, str | bool) and value < (0 if key in ("offset", "ahead") else 1e-3):
-            raise ValueError(f"{key} of node rule '{rule}' must be above 0, not {value}")
-    return partial(NODES[rule], **settings)
+        if not isinstance(value, str | bool) and value < LEAST.get(key, 1e-3):
+            least = f"at least {LEAST[key]}" if key in LEAST else "above 0"
+            raise ValueError(f"{key} of node rule '{rule}' must be {least}, not {value}")
+    is_clean = settings.pop("clean")
+
+    def nodes(path: Path, steps: int) -> list[Node]:
+        found = NODES[rule](path, steps, **settings)
+        if is_clean:
+            return [*found, path.at_ratio(0)]
+        least = path.node(path.end)
+        return [*(node for node in found if node.noise_ratio > least.noise_ratio * (1 + 1e-9)), least]
+
+    return nodes
 
 
 def _numbers(kind: str, text: str) -> list[float]:
@@ -183,12 +205,12 @@ def _listed(path: Path, kind: str, values: Sequence[float]) -> list[Node]:
     if kind == "sigmas":
         if path.kind == "flow" and values[0] > 1:
             raise ValueError(f"sigmas of the path '{path.name}' are at most 1, not {values[0]:g}")
-        return _levels(path, [value for value in values if value])
+        return [*_levels(path, [value for value in values if value]), path.at_ratio(0)]
     if path.kind == "flow":
         return _listed(path, "sigmas", [value / path.steps for value in values])
     if values[0] > path.steps - 1:
         raise ValueError(f"timesteps of the path '{path.name}' are at most {path.steps - 1}, not {values[0]:g}")
-    return _at(path, values)
+    return [*_at(path, values), path.at_ratio(0)]
 
 
 def _last(path: Path) -> int:
@@ -197,12 +219,12 @@ def _last(path: Path) -> int:
 
 
 def _at(path: Path, timesteps: Sequence[float] | np.ndarray) -> list[Node]:
-    return [*(path.at_timestep(float(timestep)) for timestep in timesteps), path.at_ratio(0)]
+    return [path.at_timestep(float(timestep)) for timestep in timesteps]
 
 
 def _on_the_line(path: Path, timesteps: np.ndarray) -> list[Node]:
     """The same, with the logarithm of the noise ratio straight between trained steps."""
-    return [*(path.node((timestep + 1) / path.steps) for timestep in timesteps.tolist()), path.at_ratio(0)]
+    return [path.node((timestep + 1) / path.steps) for timestep in timesteps.tolist()]
 
 
 def _range(path: Path) -> tuple[float, float]:
@@ -212,7 +234,7 @@ def _range(path: Path) -> tuple[float, float]:
 
 
 def _levels(path: Path, coordinates: Sequence[float] | np.ndarray) -> list[Node]:
-    return [*(path.at_coordinate(float(value)) for value in coordinates), path.at_ratio(0)]
+    return [path.at_coordinate(float(value)) for value in coordinates]
 
 
 def beta_quantile(part: float, a: float, b: float) -> float:
@@ -233,4 +255,4 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
     for n in range(80):
         total += term / (a + n)
         term *= (n + 1 - b) * x / (n + 1)
-    return x**a * total * math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
+    return float(x**a) * total * math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))

@@ -7,14 +7,13 @@ only `Node`s of it: a time with its alpha and sigma. At pure noise alpha is 0: n
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.core.choice import read_choice, write_choice
+from diptych.core.choice import read_choice, settings_of, write_choice
 
 # "preserving" keeps alpha^2 + sigma^2 = 1 (the DDPM family), "exploding" keeps alpha = 1, "flow" alpha + sigma = 1.
 Kind = Literal["preserving", "exploding", "flow"]
@@ -297,9 +296,7 @@ PATHS: dict[str, Callable[..., Path]] = {
     "variance-exploding": variance_exploding,
     "rectified-flow": rectified_flow,
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
-    name: {key: entry.default for key, entry in signature(make).parameters.items()} for name, make in PATHS.items()
-}
+DEFAULTS = {name: settings_of(make) for name, make in PATHS.items()}
 
 
 def path_named(name: str) -> Path:

@@ -25,11 +25,10 @@ from diptych.image.moves import Visit
 from diptych.image.nodes import nodes_named
 from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.photo import to_bytes, to_picture
-from diptych.image.samplers import Sampler, sampler_named
+from diptych.image.samplers import VISITS, Sampler, sampler_named
 
 START, FRESH = 0, 1  # streams of randomness: the first noise, and what random samplers add
 MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
-VISITS_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -356,7 +355,7 @@ class ImageRunner:
             guidance_push=push,
             decode=self.kit.decode,
         )
-        job.visits = [*job.visits[1 - VISITS_KEPT :], Visit(here, job.x, denoised)]
+        job.visits = [*job.visits[1 - VISITS :], Visit(here, job.x, denoised)]
         job.x = job.sampler.step(job.visits, job.route[index + 1 :], self._fresh(job, index))
         job.steps.append(step)
         job.is_done = index + 1 == total

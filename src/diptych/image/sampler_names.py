@@ -19,7 +19,9 @@ KNOWN_AS = {
     "dpm++2sancestral": "dpm++-2s-ancestral",
     "unipcbh2": "unipc:variant=bh2",
     "unipcbh1": "unipc:variant=bh1",
-    **{name: name for name in ("ddpm", "ddim", "euler", "heun", "dpm2", "lms", "unipc", "deis", "ipndm", "lcm")},
+    **{
+        name: name for name in ("ddpm", "ddim", "euler", "heun", "dpm2", "lms", "unipc", "deis", "ipndm", "plms", "lcm")
+    },
 }
 
 # The web interfaces write the node rule after the sampler.
@@ -48,6 +50,7 @@ CLASSES = {
     "DPMSolverSDE": ("dpm++-sde", "linspace"),
     "UniPCMultistep": ("unipc", "sgm-uniform:rounded=true"),
     "DEISMultistep": ("deis", "sgm-uniform:rounded=true"),
+    "PNDM": ("plms", "leading"),
     "LCM": ("lcm", "lcm"),
     "EDMEuler": ("euler", "karras"),
     "EDMDPMSolverMultistep": ("dpm++-2m", "karras"),

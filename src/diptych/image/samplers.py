@@ -15,7 +15,7 @@ from torch import Tensor
 from diptych.core.choice import read_choice
 from diptych.core.spelling import unknown
 from diptych.image.moves import Midway, Visit, ancestral_levels
-from diptych.image.multistep import deis, dpmpp_2m, dpmpp_3m, ipndm, lms, unipc
+from diptych.image.multistep import deis, dpmpp_2m, dpmpp_3m, ipndm, lms, plms, unipc
 from diptych.image.path import Node, Path
 from diptych.image.sampler_names import plain_name
 from diptych.image.single_step import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm
@@ -30,8 +30,8 @@ class Sampler:
     Args:
         update: the formula.
         nodes: the node rule it is used with unless another is asked for.
-        looks: where the denoiser is called for a step: "once" at its beginning, "twice", again at the end, or also
-            "between", halfway in the logarithm of the coordinate, "in-lambda", halfway in log(alpha / sigma), or
+        looks: where the denoiser is called for a step: "once" at its beginning, "twice", again at the end, the same for
+            the "first-twice" alone, or also "between", halfway in the logarithm of the coordinate, "in-lambda", halfway in log(alpha / sigma), or
             "in-drawn", the same, where the step to there is random, too.
         settings: of the formula. `eta` is how random it is, from 0 (not at all) to 1 (as the process it undoes).
         always_random: adds noise whatever the settings.
@@ -39,7 +39,7 @@ class Sampler:
 
     update: Update
     nodes: str
-    looks: Literal["once", "twice", "between", "in-lambda", "in-drawn"] = "once"
+    looks: Literal["once", "twice", "first-twice", "between", "in-lambda", "in-drawn"] = "once"
     settings: Mapping[str, Any] = field(default_factory=dict)
     always_random: bool = False
 
@@ -52,7 +52,7 @@ class Sampler:
         """The picture at ahead[0].
 
         Args:
-            visits: the last of them, in their order; four are enough.
+            visits: the last of them, in their order; `VISITS` are enough.
             ahead: the rest of the route.
             noise: standard normal, of the picture's shape, another at each visit; not looked at where `is_random` is
                 false.
@@ -63,11 +63,11 @@ class Sampler:
         """The nodes in the order of the calls, the clean picture last: call i leads from route[i] to route[i+1]."""
         if self.looks == "once":
             return list(nodes)
-        if self.looks == "twice":
-            # From pure noise there may be no slope to correct with; the step is of first order then.
-            once = [1] if nodes[0].scale == 0 else []
-            inner = enumerate(nodes[1:-1], 1)
-            return [nodes[0], *(node for k, node in inner for _ in range(1 if k in once else 2)), nodes[-1]]
+        if self.looks in ("twice", "first-twice"):
+            # From pure noise there may be no slope to correct with, and at the clean picture there is nothing to see.
+            first = 2 if nodes[0].scale == 0 else 1
+            again = range(first, len(nodes) if self.looks == "twice" else first + 1)
+            return [node for k, node in enumerate(nodes) for _ in range(2 if k in again and node.sigma > 0 else 1)]
         route = [nodes[0]]
         for here, there in zip(nodes, nodes[1:], strict=False):
             route += [*self._midway(path, here, there), there]
@@ -104,9 +104,11 @@ SAMPLERS = {
     "unipc": Sampler(unipc, "karras", settings={"order": 2, "variant": "bh2"}),
     "deis": Sampler(deis, "karras", settings={"order": 2}),
     "ipndm": Sampler(ipndm, "karras", settings={"order": 4}),
+    "plms": Sampler(plms, "uniform", "first-twice", {"order": 4}),
     "lcm": Sampler(lcm, "lcm", always_random=True),
 }
-ORDERS = {"lms": 4, "unipc": 3, "deis": 3, "ipndm": 4}  # the highest
+ORDERS = {"lms": 4, "unipc": 3, "deis": 3, "ipndm": 4, "plms": 4}  # the highest
+VISITS = 5
 WORDS = {"kind": ("midpoint", "heun"), "variant": ("bh1", "bh2")}
 
 

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.core.estimate import Estimate, estimate, mean
 from diptych.core.randomness import generator, normal
 from diptych.image.autoencoder import Autoencoder
 from diptych.image.condition import Condition
+from diptych.image.denoiser import Denoiser
 from diptych.image.fidelity import peak_signal_to_noise, structural_similarity
-from diptych.image.objective import noise_prediction_loss
-from diptych.image.path import Path
+from diptych.image.objective import denoising_objective
+from diptych.image.path import LARGEST_LOG_SNR, Path
 
 LEVELS = 10
 PREDICTIONS = 512  # about as many are made as long as there are fewer pictures than that
@@ -36,7 +37,7 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """Mean squared error of the predicted noise (1 is no idea), evenly over times.
+    """Mean squared error of the noise that is predicted, or implied by what is (1 is no idea), evenly over times.
 
     Args:
         overall: its count is of pictures, which are what is drawn; a level's count is of predictions, each of another
@@ -59,7 +60,7 @@ class DenoisingLoss:
 
 @torch.no_grad()
 def denoising_loss(
-    network: nn.Module, path: Path, clean: Tensor, condition: Condition, *, seed: int = 0, batch: int = 32
+    denoiser: Denoiser, clean: Tensor, condition: Condition, *, seed: int = 0, batch: int = 32
 ) -> DenoisingLoss:
     """The loss by noise level and on the whole.
 
@@ -72,7 +73,7 @@ def denoising_loss(
         condition: N prompts.
         batch: predictions in one call; it changes the speed, and the figures by rounding alone.
     """
-    count = len(clean)
+    path, count = denoiser.path, len(clean)
     each = next(one for one in (1, 2, 5, LEVELS) if count * one >= PREDICTIONS or one == LEVELS)
     levels_of = (np.arange(count)[:, None] + np.arange(each) * (LEVELS // each)) % LEVELS  # (count, each)
     plan = [(k, int(level)) for k, row in enumerate(levels_of) for level in row]
@@ -85,19 +86,19 @@ def denoising_loss(
         )
         within = [generator(seed=seed, sample=k, step=level, stream=TIMES).random() for k, level in rows]
         times = [_time(path, level + part) for (_, level), part in zip(rows, within, strict=True)]
-        _, of_rows = noise_prediction_loss(
-            network,
+        _, of_rows = denoising_objective(
+            denoiser.network,
+            denoiser.prediction,
             path,
             clean[places],
             noise.to(clean.device),
             torch.tensor(times, dtype=torch.float32, device=clean.device),
-            condition.context[places],
-            None if condition.mask is None else condition.mask[places],
+            condition[places],
         )
         found += of_rows.tolist()
     losses = np.array(found).reshape(count, each)
     by_level = [losses[levels_of == level] for level in range(LEVELS)]
-    edges = [path.node(_time(path, edge)).log_snr for edge in range(LEVELS + 1)]
+    edges = [max(path.node(_time(path, edge)).log_snr, -LARGEST_LOG_SNR) for edge in range(LEVELS + 1)]
     levels = [Level((edges[k], edges[k + 1]), mean(part)) for k, part in enumerate(by_level)]
     return DenoisingLoss(_overall(losses, LEVELS // each), levels)
 

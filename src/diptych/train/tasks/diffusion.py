@@ -22,11 +22,13 @@ from diptych.data.picture_source import Tokenize
 from diptych.data.training_pictures import PictureData, training_pictures
 from diptych.data.trouble import Trouble, Troubles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig, trained_autoencoder
+from diptych.image.condition import Condition
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts, encoder_sizes_of, trained_encoder
 from diptych.image.model import ImageModel
-from diptych.image.objective import WEIGHTINGS, noise_prediction_loss
+from diptych.image.objective import denoising_objective, times_named, weighting_named
 from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
+from diptych.image.prediction import prediction_named
 from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.unet import UNet, UNetConfig
@@ -39,6 +41,13 @@ from diptych.train.start import Start
 
 NOISE, TIMES = 2, 3  # streams of randomness
 SHOWN = 8
+WORDS = {
+    "noise": "noise",
+    "image": "picture",
+    "v": "v (noise less picture)",
+    "velocity": "velocity",
+    "edm": "picture's rest",
+}
 OF_SCENES = (
     " Captions had a fresh wording at every sight. One combination of animal, thing worn, place and time in twenty is "
     "held out of all scenes, so that what the model makes of the unseen can be counted (`diptych evaluate`)."
@@ -74,13 +83,23 @@ class Data(PictureData):
 
 @dataclass(frozen=True)
 class Model:
-    """[model]: the path, how noise levels are weighted against each other (`objective.WEIGHTINGS`), the share of
-    captions left out (for guidance), and the sizes of the two networks. `depth` is the one dial: what it comes to is
-    written into the others when the recipe is read (see `train.dial`); 0 is none."""
+    """[model]: how the denoiser is trained, and the sizes of the two networks.
+
+    Args:
+        depth: the one dial: what it comes to is written into the others when the recipe is read (see `train.dial`); 0
+            is none.
+        path: how noise is added, see `path.PATHS`.
+        prediction: what the network says, see `prediction.TARGETS`.
+        weighting: how noise levels count against each other, see `objective.WEIGHTINGS`.
+        times: which of them are seen how often, see `objective.TIMES`.
+        caption_dropout: the share of captions left out (for guidance).
+    """
 
     depth: int = 0
     path: str = "ddpm-cosine"
+    prediction: str = "noise"
     weighting: str = "simple"
+    times: str = "uniform"
     caption_dropout: float = 0.1
     unet: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +107,15 @@ class Model:
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"model.caption_dropout must be at least 0 and below 1, not {self.caption_dropout}")
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"model.weighting must be one of {', '.join(WEIGHTINGS)}, not '{self.weighting}'")
+        for key, read in READ.items():
+            try:
+                read(getattr(self, key))
+            except ValueError as error:
+                raise ValueError(f"model.{key} '{getattr(self, key)}': {error}") from error
+        prediction_named(self.prediction).check(path_named(self.path))
+
+
+READ = {"path": path_named, "prediction": prediction_named, "weighting": weighting_named, "times": times_named}
 
 
 class DiffusionBatch(NamedTuple):
@@ -105,19 +131,24 @@ class DiffusionBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Noised:
-    """Latents with noise and noise levels. Args: `end` is the path's least time."""
+    """Latents with noise and noise levels.
+
+    Args:
+        times: name of the distribution of noise levels.
+    """
 
     source: LatentSource
     batch_size: int
     seed: int
-    end: float
+    path: str
+    times: str
 
     def batch(self, step: int, rows: range) -> DiffusionBatch:
         size, here = self.batch_size, slice(rows.start, rows.stop)
         found = self.source.batch(step, rows)
         # One time in each of `size` equal parts: the loss of a step varies less.
         parts = (np.arange(size) + generator(seed=self.seed, step=step, stream=TIMES).random(size)) / size
-        times = torch.from_numpy(self.end + (1 - self.end) * parts)[here]
+        times = times_named(self.times)(path_named(self.path), torch.from_numpy(parts))[here]
         noise = normal((size, *found.latents.shape[1:]), seed=self.seed, step=step, stream=NOISE)[here]
         return DiffusionBatch(found.latents, noise, times, found.tokens, found.mask)
 
@@ -139,8 +170,6 @@ class DiffusionTask:
             autoencoder = trained_autoencoder(self.data.autoencoder)
         autoencoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoder_config, unet_config = _network_sizes(recipe, {"channels": autoencoder.config.latent_channels})
-        with recipe.checking("model"):
-            path_named(settings.path)
         multiple = autoencoder.config.downsampling << (len(unet_config.widths) - 1)
         if self.data.size < 1 or self.data.size % multiple:
             with recipe.checking("data", "size"):
@@ -176,6 +205,7 @@ class DiffusionTask:
             network=unet,
             autoencoder=autoencoder,
             path=settings.path,
+            prediction=settings.prediction,
             size=self.data.size,
         )
         self.latents = bucket_latents(
@@ -207,7 +237,7 @@ class DiffusionTask:
 
     @property
     def source(self) -> Noised:
-        run, painter = self.recipe.run, self.painter
+        run = self.recipe.run
         source = LatentSource(
             self.pictures.train,
             self.pictures.buckets,
@@ -218,21 +248,22 @@ class DiffusionTask:
             tokenize=self.words,
             caption_dropout=self.settings.caption_dropout,
         )
-        return Noised(source, run.batch, run.seed, painter.path.end)
+        return Noised(source, run.batch, run.seed, self.settings.path, self.settings.times)
 
     def count(self, batch: DiffusionBatch) -> int:
         return len(batch.latents)
 
     def loss(self, batch: DiffusionBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         context = batch.words if self.data.text_encoder else self.encoder(batch.words, batch.mask)
-        loss, each = noise_prediction_loss(
-            self.painter.network,
-            self.painter.path,
+        denoiser = self.painter.denoiser
+        loss, each = denoising_objective(
+            denoiser.network,
+            denoiser.prediction,
+            denoiser.path,
             batch.latents,
             batch.noise,
             batch.times,
-            context,
-            batch.mask,
+            Condition(context, batch.mask),
             weighting=self.settings.weighting,
         )
         half = len(each) // 2
@@ -244,7 +275,7 @@ class DiffusionTask:
         """Loss by noise level on pictures that training never sees, in float32, with fixed noise and times."""
         painter = self.painter
         condition = painter.encode(self.pictures.held_out.captions, cuts=True)
-        return denoising_loss(painter.network, painter.path, self.held_out_latents, condition).figures("noise_loss")
+        return denoising_loss(painter.denoiser, self.held_out_latents, condition).figures("noise_loss")
 
     def rank(self, figures: dict[str, float]) -> float:
         return figures["noise_loss"]
@@ -275,7 +306,8 @@ class DiffusionTask:
         together = "before" if self.data.text_encoder else "with"
         return About(
             made=f"A latent diffusion model: it paints pictures of {self.data.size} x {self.data.size} pixels from a "
-            f"sentence. A U-Net predicts the noise in latents of {shape} numbers on the path {self.settings.path}, "
+            f"sentence. A U-Net predicts the {WORDS[self.painter.denoiser.prediction.word]} in latents of {shape} numbers "
+            f"on the path {self.settings.path}, "
             f"looking at the prompt through a text encoder trained {together} it; "
             "an autoencoder, trained before, reads the picture off the latents. The weights of all three are kept as "
             "bfloat16.",
@@ -285,7 +317,7 @@ class DiffusionTask:
             sources=self.pictures.sources,
             figures={
                 "noise_loss/level-": "the same in a tenth of the times, from nearly clean (01) to nearly static (10)",
-                "noise_loss": "mean squared error of the predicted noise, evenly over times; 1 knows nothing",
+                "noise_loss": "mean squared error of the noise that is predicted or implied, evenly over times; 1 knows nothing",
             },
             limits=(
                 KNOWN if self.pictures.truth else "It knows what its pictures show, and of that what captions name.",
@@ -353,7 +385,8 @@ def outline(recipe: Recipe) -> Outline:
     encoder, unet = _network_sizes(recipe, {"channels": latent.latent_channels})
     shape = (unet.channels, data.size // latent.downsampling, data.size // latent.downsampling)
     is_frozen = bool(data.text_encoder)
-    path = _Middling("middling", True, np.log, np.exp)
+    path = _Middling("middling", "preserving", np.log, np.exp)
+    prediction = prediction_named(settings.prediction)
 
     def batch(rows: int) -> DiffusionBatch:
         words = torch.zeros(rows, encoder.length, dtype=torch.int64)
@@ -365,8 +398,8 @@ def outline(recipe: Recipe) -> Outline:
 
     def loss(model: nn.ModuleDict, batch: DiffusionBatch) -> Tensor:
         context = batch.words if is_frozen else model["encoder"](batch.words, batch.mask)
-        noisy = (batch.latents, batch.noise, batch.times, context, batch.mask)
-        return noise_prediction_loss(model["unet"], path, *noisy, weighting=settings.weighting)[0]
+        noisy = (batch.latents, batch.noise, batch.times, Condition(context, batch.mask))
+        return denoising_objective(model["unet"], prediction, path, *noisy, weighting=settings.weighting)[0]
 
     with torch.device("meta"):
         frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
