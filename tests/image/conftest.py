@@ -1,13 +1,19 @@
 """A tiny image model with random weights: what does not depend on training is tested on it."""
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
+from torch import Tensor
 
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
 from diptych.image.model import ImageModel
 from diptych.image.prompts import OwnPrompter
+from diptych.image.moves import Visit
+from diptych.image.path import Node, Path
+from diptych.image.samplers import VISITS, Sampler, sampler_named
 from diptych.image.unet import UNet, UNetConfig
 
 
@@ -39,3 +45,30 @@ def make_tiny_model(seed: int = 0) -> ImageModel:
 @pytest.fixture(scope="session")
 def tiny() -> ImageModel:
     return make_tiny_model()
+
+
+Denoised = Callable[[Tensor, Node], Tensor]
+
+
+@pytest.fixture(scope="session")
+def solve() -> Callable[..., Tensor]:
+    """The runner's loop, without a runner: nodes from the noisiest to the last that is wanted."""
+
+    def solve(
+        sampler: str | Sampler,
+        path: Path,
+        nodes: list[Node],
+        x: Tensor,
+        denoised: Denoised,
+        noises: Iterable[Tensor] = (),
+    ) -> Tensor:
+        """`noises` are those of each call, where the sampler is random."""
+        row = sampler_named(sampler) if isinstance(sampler, str) else sampler
+        route, draws = row.route(path, nodes), iter(noises)
+        visits: list[Visit] = []
+        for index, here in enumerate(route[:-1]):
+            visits = [*visits[1 - VISITS :], Visit(here, x, denoised(x, here))]
+            x = row.step(visits, route[index + 1 :], next(draws) if row.is_random else torch.zeros(()))
+        return x
+
+    return solve

@@ -75,3 +75,12 @@ def ancestral(x: Tensor, denoised: Tensor, here: Node, there: Node, noise: Tenso
     down, up = ancestral_levels(here, there, eta)
     below = level(down, there)
     return raised(first_order(x, denoised, here, below), below, there, up, noise)
+
+
+def drawn(start: Visit, arrived: Visit, eta: float) -> Tensor:
+    """The noise that `ancestral` was given on the way from one visit to the next, read off the picture there."""
+    there = arrived.node
+    down, up = ancestral_levels(start.node, there, eta)
+    below = level(down, there)
+    unmoved = first_order(start.x, start.denoised, start.node, below) / below.alpha
+    return (arrived.x / there.alpha - unmoved) / up

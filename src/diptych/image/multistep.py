@@ -1,8 +1,8 @@
 """Samplers that remember: the next step uses what the denoiser said at the last visits, at no further call.
 
-Those of DPM-Solver++ and UniPC work in lambda = log(alpha / sigma), DEIS and iPNDM on the predicted noise over
-rho = sigma / alpha, LMS and iPNDM over the path's coordinate. Each starts with a first-order step where nothing is to be
-remembered, which includes pure noise, and ends with one where the step leads to the clean picture.
+DPM-Solver++ and UniPC work in lambda = log(alpha / sigma), DEIS on the predicted noise over rho = sigma / alpha, LMS,
+iPNDM and PLMS on slopes over the path's coordinate. Each starts with a first-order step where nothing is to be
+remembered, which includes pure noise, and most end with one where the step leads to the clean picture.
 """
 
 import math
@@ -21,8 +21,8 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 
 def dpmpp_2m(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, eta: float, kind: str) -> Tensor:
-    """DPM-Solver++ (2M) (Lu et al. 2022, alg. 2): the denoised picture is taken as a line in lambda through the last two
-    visits. With eta > 0 the SDE's: the mean falls by exp(-eta h) more, and noise makes up for it.
+    """DPM-Solver++ (2M) (Lu et al. 2022, alg. 2): the denoised picture is taken as a line in lambda through the last
+    two visits. With eta > 0 the SDE's: the mean falls by exp(-eta h) more, and noise makes up for it.
 
     Args:
         kind: how the line's slope counts, "midpoint" (as at the middle of the step) or "heun" (integrated).
@@ -42,7 +42,11 @@ def dpmpp_2m(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, e
 
 
 def dpmpp_3m(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, eta: float) -> Tensor:
-    """DPM-Solver++ (3M) SDE: a parabola in lambda through the last three visits (Lu et al. 2022, app. B, order 3)."""
+    """DPM-Solver++ (3M) SDE: the denoised picture bends in lambda as through the last three visits.
+
+    As published and as everyone has it (Lu et al. 2022, app. B), the square of the parabola counts half of what its
+    integral is, 1/2 - phi_2 / h and not 1 - 2 phi_2 / h, so the order is 2, not 3. Kept: pictures are made by this one.
+    """
     last, there = visits[-1], ahead[0]
     if there.sigma == 0 or last.node.alpha == 0:
         return _first(last, there, noise, eta)
@@ -125,8 +129,8 @@ def deis(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order
 
 
 def unipc(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, order: int, variant: str) -> Tensor:
-    """UniPC (Zhao et al. 2023, alg. 2, predicting the picture): a multistep predictor, and before it the corrector, which
-    takes the step to `here` again, now that the denoiser was asked there.
+    """UniPC (Zhao et al. 2023, alg. 2, predicting the picture): a multistep predictor, and before it the corrector,
+    which takes the step to `here` again, now that the denoiser was asked there.
 
     The corrected picture differs from the visited one by terms of the denoised pictures alone, since both take the same
     step from the same place; so nothing but the visits needs to be kept.

@@ -8,6 +8,7 @@ docs/samplers.md.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -195,7 +196,7 @@ def _numbers(kind: str, text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    falls = all(before > after for before, after in zip(values, values[1:], strict=False))
+    falls = all(before > after for before, after in pairwise(values))
     if not values or not falls or not all(map(math.isfinite, values)) or values[-1] < 0 or values == [0.0]:
         raise ValueError(f"nodes '{kind}:{text}' must be falling numbers, none below 0, with commas between them")
     return values

@@ -39,8 +39,8 @@ def autoencoder_loss(
 
 LARGEST_WEIGHT = 400.0  # of an error of the noise: where there is hardly any signal it would grow without bound
 
-# How much a squared error of the picture counts at a noise level, from the signal-to-noise ratio alpha^2 / sigma^2 (B,).
-# What the network predicts is weighted so that this is what comes of it (`weights_of`).
+# How much a squared error of the picture counts at a noise level, from the signal-to-noise ratio alpha^2 / sigma^2 of
+# each (B,). What the network predicts is weighted so that this is what comes of it (`weights_of`).
 WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
     # Every error of what the network predicts counts alike (Ho et al. 2020, eq. 14, for the noise).
     "simple": lambda snr: torch.ones_like(snr),

@@ -36,7 +36,8 @@ class ImageRequest:
     """What to paint and how.
 
     Args:
-        steps: intervals between noise levels; a sampler that looks again or between calls the network 2 steps - 1 times.
+        steps: intervals between noise levels; a sampler that looks again or between calls the network 2 steps - 1
+            times.
         guidance: how far to follow the prompt.
         sampler: as `samplers.sampler_named` reads it; nodes: as `nodes.nodes_named` does, None for the sampler's own.
         seed: picture k of a request draws from (seed, first_sample + k) alone.

@@ -8,6 +8,7 @@ the runner owns the loop. It works in the frame of the path that its nodes lie o
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor
@@ -31,8 +32,8 @@ class Sampler:
         update: the formula.
         nodes: the node rule it is used with unless another is asked for.
         looks: where the denoiser is called for a step: "once" at its beginning, "twice", again at the end, the same for
-            the "first-twice" alone, or also "between", halfway in the logarithm of the coordinate, "in-lambda", halfway in log(alpha / sigma), or
-            "in-drawn", the same, where the step to there is random, too.
+            the "first-twice" alone, or also halfway: "between" in the logarithm of the coordinate, "in-lambda" in
+            log(alpha / sigma), "in-drawn" the same where the step to there is random, too.
         settings: of the formula. `eta` is how random it is, from 0 (not at all) to 1 (as the process it undoes).
         always_random: adds noise whatever the settings.
     """
@@ -69,7 +70,7 @@ class Sampler:
             again = range(first, len(nodes) if self.looks == "twice" else first + 1)
             return [node for k, node in enumerate(nodes) for _ in range(2 if k in again and node.sigma > 0 else 1)]
         route = [nodes[0]]
-        for here, there in zip(nodes, nodes[1:], strict=False):
+        for here, there in pairwise(nodes):
             route += [*self._midway(path, here, there), there]
         return route
 
@@ -115,8 +116,8 @@ WORDS = {"kind": ("midpoint", "heun"), "variant": ("bh1", "bh2")}
 def sampler_named(name: str) -> Sampler:
     """A sampler by its name, with settings where they are not the usual: "ddim:eta=0.5", "unipc:order=3".
 
-    What other programs call it is understood, too ("Euler a", "dpmpp_2m", "DDIMScheduler"); a name that says which nodes
-    ("DPM++ 2M Karras") sets them.
+    What other programs call it is understood, too ("Euler a", "dpmpp_2m", "DDIMScheduler"); a name that says which
+    nodes ("DPM++ 2M Karras") sets them.
 
     Raises:
         ValueError: an unknown sampler or setting, or a value out of its range.

@@ -4,11 +4,12 @@ on the way (DPM-Solver-2, DPM-Solver++ (2S) and SDE).
 An update is given the visits so far, the nodes ahead (first the one that it goes to) and fresh noise.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from diptych.image.moves import Midway, Visit, ancestral, ancestral_levels, first_order, level, raised
+from diptych.image.moves import Midway, Visit, ancestral, ancestral_levels, drawn, first_order, level, raised
 from diptych.image.path import Node
 
 
@@ -62,10 +63,20 @@ def dpmpp_2s(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, e
 
 
 def dpmpp_sde(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, eta: float) -> Tensor:
-    """DPM-Solver++ (SDE), r = 1/2: halfway in lambda the picture is drawn, not only moved, and so at the end."""
+    """DPM-Solver++ (SDE), r = 1/2: halfway in lambda the picture is drawn, not only moved, and so at the end.
+
+    Both draws of a step are of one Brownian path over sigma / alpha, so the whole step's begins with the half's: with two
+    that know nothing of each other the variance is hardly better than that of Euler ancestral (docs/lab-notes.md).
+    """
     last, there = visits[-1], ahead[0]
-    start = visits[-2] if isinstance(last.node, Midway) else last
-    return ancestral(start.x, last.denoised, start.node, there, noise, eta)
+    if not isinstance(last.node, Midway) or eta == 0:
+        start = visits[-2] if isinstance(last.node, Midway) else last
+        return ancestral(start.x, last.denoised, start.node, there, noise, eta)
+    start, middle = visits[-2], last.node
+    here = start.node.noise_ratio
+    share = (here - middle.noise_ratio) / (here - there.noise_ratio)
+    whole = math.sqrt(share) * drawn(start, last, eta) + math.sqrt(1 - share) * noise
+    return ancestral(start.x, last.denoised, start.node, there, whole, eta)
 
 
 def _along(start: Visit, slope: Tensor, there: Node) -> Tensor:

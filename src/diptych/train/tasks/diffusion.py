@@ -42,11 +42,11 @@ from diptych.train.start import Start
 NOISE, TIMES = 2, 3  # streams of randomness
 SHOWN = 8
 WORDS = {
-    "noise": "noise",
-    "image": "picture",
-    "v": "v (noise less picture)",
-    "velocity": "velocity",
-    "edm": "picture's rest",
+    "noise": "the noise",
+    "image": "the clean picture",
+    "v": "v, some of the noise less some of the picture,",
+    "velocity": "the direction from the picture to the noise",
+    "edm": "what the noisy picture itself does not tell",
 }
 OF_SCENES = (
     " Captions had a fresh wording at every sight. One combination of animal, thing worn, place and time in twenty is "
@@ -306,9 +306,8 @@ class DiffusionTask:
         together = "before" if self.data.text_encoder else "with"
         return About(
             made=f"A latent diffusion model: it paints pictures of {self.data.size} x {self.data.size} pixels from a "
-            f"sentence. A U-Net predicts the {WORDS[self.painter.denoiser.prediction.word]} in latents of {shape} numbers "
-            f"on the path {self.settings.path}, "
-            f"looking at the prompt through a text encoder trained {together} it; "
+            f"sentence. A U-Net predicts {WORDS[self.painter.denoiser.prediction.word]} of latents of {shape} numbers "
+            f"on the path {self.settings.path}, looking at the prompt through a text encoder trained {together} it; "
             "an autoencoder, trained before, reads the picture off the latents. The weights of all three are kept as "
             "bfloat16.",
             example="pictures",
@@ -317,7 +316,8 @@ class DiffusionTask:
             sources=self.pictures.sources,
             figures={
                 "noise_loss/level-": "the same in a tenth of the times, from nearly clean (01) to nearly static (10)",
-                "noise_loss": "mean squared error of the noise that is predicted or implied, evenly over times; 1 knows nothing",
+                "noise_loss": "mean squared error of the noise, as predicted or implied by what is, evenly over times; "
+                "1 knows nothing",
             },
             limits=(
                 KNOWN if self.pictures.truth else "It knows what its pictures show, and of that what captions name.",
