@@ -309,7 +309,7 @@ def test_trajectories_of_edm_are_theirs(name: str, sampler: str, solve: Solve) -
 
 
 def test_ipndm_is_theirs_from_where_there_is_a_signal(solve: Solve) -> None:
-    """Their path is one of its own; its sigmas are given as a list. The first has no signal there, so it is left out."""
+    """Their path is one of its own; its sigmas are given as a list, from where there is a signal on."""
     sigmas = np.sin(np.linspace(0.9, 0, STEPS + 1) * np.pi / 2) ** 2
     scheduler = scheduler_of("IPNDM", trained_betas=sigmas.tolist())
     scheduler.set_timesteps(STEPS)
