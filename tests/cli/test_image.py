@@ -117,7 +117,7 @@ def test_a_film_is_not_made_of_a_text(write, diptych, folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--sampler", "dpm++2m"], "unknown sampler 'dpm++2m'; did you mean 'dpm++-2m'? Known: ddpm, ddim, euler,"),
+        (["--sampler", "dpm++-2"], "unknown sampler 'dpm++-2'; did you mean 'dpm++-2m'? Known: ddpm, ddim, euler,"),
         (["--nodes", "karas"], "unknown node rule 'karas'"),
         (["--steps", "0"], "steps must be a whole number from 1 to 1000, not 0"),
         (["--guidance", "nan"], "guidance_scale must be a finite number >= 0, not nan"),

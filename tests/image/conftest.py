@@ -10,9 +10,9 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
 from diptych.image.model import ImageModel
-from diptych.image.prompts import OwnPrompter
 from diptych.image.moves import Visit
 from diptych.image.path import Node, Path
+from diptych.image.prompts import OwnPrompter
 from diptych.image.samplers import VISITS, Sampler, sampler_named
 from diptych.image.unet import UNet, UNetConfig
 

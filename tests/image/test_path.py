@@ -119,7 +119,7 @@ def test_log_snr_and_its_inverse_undo_each_other(name: str) -> None:
 
 
 def test_a_schedule_of_zero_terminal_snr_is_that_of_its_paper() -> None:
-    """Lin et al. 2024, alg. 1, on betas: the first alpha_bar stays, the last is 0, and roots move in a straight line."""
+    """Lin et al. 2024, alg. 1: the first alpha_bar stays, the last is 0, and roots move in a straight line."""
     path, plain = path_named("ddpm-scaled-linear:zero_snr=true"), path_named("ddpm-scaled-linear")
     assert (path.node(1.0).alpha, path.node(1.0).sigma) == (0.0, 1.0)
     assert path.node(1.0).log_snr == -math.inf

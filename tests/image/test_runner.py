@@ -106,14 +106,14 @@ def test_a_step_adds_up(tiny: ImageModel, sampler: str) -> None:
     """noisy = alpha denoised + sigma noise in every step, and the levels fall."""
     generation = tiny.generate("a dog", steps=5, seed=3, sampler=sampler)
     steps = list(generation)
-    calls = 9 if sampler == "heun" else 5
+    calls = {"once": 5, "first-twice": 6}.get(SAMPLERS[sampler].looks, 9)
     assert [step.index for step in steps] == list(range(calls))
     assert all(step.total == calls for step in steps)
     for step in steps:
         assert torch.allclose(step.noisy, step.alpha * step.denoised + step.sigma * step.noise, atol=1e-4)
         assert step.preview().size == step.preview("noisy").size == (64, 64)
     shares = [step.noise_share for step in steps]
-    assert shares == sorted(shares, reverse=True)
+    assert all(before >= after - 1e-12 for before, after in itertools.pairwise(shares))
     assert shares[0] > 0.99
 
 

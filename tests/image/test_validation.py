@@ -1,5 +1,6 @@
 """Figures on held-out pictures: from the definition, and the same however the work is cut into batches."""
 
+import math
 from types import SimpleNamespace
 from typing import cast
 
@@ -12,8 +13,9 @@ from diptych.core.estimate import mean
 from diptych.core.randomness import normal
 from diptych.image.autoencoder import Autoencoder
 from diptych.image.condition import Condition
+from diptych.image.denoiser import Denoiser
 from diptych.image.model import ImageModel
-from diptych.image.path import ddpm_cosine, ddpm_linear
+from diptych.image.path import ddpm_cosine, ddpm_linear, path_named
 from diptych.image.validation import LEVELS, NOISE, DenoisingLoss, _overall, denoising_loss, fidelity
 
 PATH = ddpm_cosine()
@@ -27,7 +29,7 @@ class Silence(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.asked: list[float] = []
 
-    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, *told: Tensor | None) -> Tensor:
         self.asked += log_snr.tolist()
         return torch.zeros_like(x)
 
@@ -35,13 +37,14 @@ class Silence(nn.Module):
 class Zeroes(Silence):
     """Knows that the clean pictures are all 0, and so what the noise is."""
 
-    def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, *told: Tensor | None) -> Tensor:
         return x / torch.sigmoid(-log_snr).sqrt()[:, None, None, None]
 
 
 def measured(network: nn.Module, count: int, *, seed: int = 0, batch: int = 32) -> DenoisingLoss:
     condition = Condition(torch.zeros(count, 1, 1), torch.ones(count, 1, dtype=torch.bool))
-    return denoising_loss(network, PATH, torch.zeros(count, 2, 4, 4), condition, seed=seed, batch=batch)
+    denoiser = Denoiser(network, "noise", PATH)
+    return denoising_loss(denoiser, torch.zeros(count, 2, 4, 4), condition, seed=seed, batch=batch)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_a_network_that_has_come_apart_is_not_taken_for_one_that_was_not_asked()
     """What is no number stays none, at its level and on the whole."""
 
     class Broken(Silence):
-        def forward(self, x: Tensor, log_snr: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        def forward(self, x: Tensor, log_snr: Tensor, *told: Tensor | None) -> Tensor:
             return torch.where(log_snr[:, None, None, None] > 3.6, torch.nan, torch.zeros_like(x))
 
     found = measured(Broken(), 20)
@@ -154,8 +157,24 @@ def test_pictures_without_captions_or_of_another_size_are_refused(tiny: ImageMod
 
 def test_other_paths_have_levels_of_their_own() -> None:
     condition = Condition(torch.zeros(3, 1, 1), torch.ones(3, 1, dtype=torch.bool))
-    found = denoising_loss(Silence(), ddpm_linear(), torch.zeros(3, 1, 2, 2), condition)
+    found = denoising_loss(Denoiser(Silence(), "noise", ddpm_linear()), torch.zeros(3, 1, 2, 2), condition)
     assert found.levels[-1].log_snr[1] == pytest.approx(ddpm_linear().node(1.0).log_snr)
+
+
+@pytest.mark.parametrize("prediction", ["image", "v", "velocity", "edm"])
+def test_the_loss_is_of_the_noise_whatever_is_predicted_and_finite_at_pure_noise(prediction: str) -> None:
+    """Pictures that are all 0, and a network that says 0: who predicts the picture knows all; who predicts v or the
+    velocity is off by the noise, of which it implies a part."""
+    condition = Condition(torch.zeros(200, 1, 1), torch.ones(200, 1, dtype=torch.bool))
+    denoiser = Denoiser(Silence(), prediction, path_named("rectified-flow"))
+    found = denoising_loss(denoiser, torch.zeros(200, 1, 4, 4), condition)
+    for level in found.levels:
+        assert math.isfinite(level.log_snr[0] + level.log_snr[1])
+    if prediction == "image":
+        assert found.overall.value == 0
+    elif prediction == "velocity":
+        # x = sigma n and D = x - sigma 0 = sigma n, so the noise implied is (x - alpha D) / sigma = sigma n: alpha^2.
+        assert found.overall.value == pytest.approx(1 / 3, rel=0.1)
 
 
 # ---- the autoencoder --------------------------------------------------------------------------------------------

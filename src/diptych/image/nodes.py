@@ -126,7 +126,7 @@ def lcm(path: Path, steps: int, origin: int = 50) -> list[Node]:
     """
     if steps > origin:
         raise ValueError(f"the node rule lcm takes at most origin ({origin}) steps, not {steps}")
-    trained = (np.arange(1, origin + 1) * (_last(path) // origin) - 1)[::-1]
+    trained = (np.arange(1, origin + 1) * (_last(path) / origin)).round()[::-1] - 1
     return _at(path, trained[np.floor(np.linspace(0, origin, steps, endpoint=False)).astype(int)])
 
 

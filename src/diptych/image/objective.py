@@ -124,7 +124,7 @@ def denoising_objective(
 
     Returns:
         The weighted mean over the batch, and of each picture (B,), detached, the unweighted squared error of the noise
-        that the output implies: 1 knows nothing, whatever is predicted.
+        that the output implies, so that figures compare whatever is predicted. Silence about the noise comes to 1.
     """
     alpha, sigma = path.coefficients(times)
     level = Level(times.float(), alpha, sigma, 2 * (alpha.log() - sigma.log()))

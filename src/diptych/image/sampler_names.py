@@ -49,7 +49,7 @@ CLASSES = {
     "DPMSolverMultistep": ("dpm++-2m", "sgm-uniform:rounded=true"),
     "DPMSolverSDE": ("dpm++-sde", "linspace"),
     "UniPCMultistep": ("unipc", "sgm-uniform:rounded=true"),
-    "DEISMultistep": ("deis", "sgm-uniform:rounded=true"),
+    "DEISMultistep": ("deis", "sgm-uniform:rounded=true,clean=false"),
     "PNDM": ("plms", "leading"),
     "LCM": ("lcm", "lcm"),
     "EDMEuler": ("euler", "karras"),

@@ -65,8 +65,8 @@ def dpmpp_2s(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, e
 def dpmpp_sde(visits: Sequence[Visit], ahead: Sequence[Node], noise: Tensor, *, eta: float) -> Tensor:
     """DPM-Solver++ (SDE), r = 1/2: halfway in lambda the picture is drawn, not only moved, and so at the end.
 
-    Both draws of a step are of one Brownian path over sigma / alpha, so the whole step's begins with the half's: with two
-    that know nothing of each other the variance is hardly better than that of Euler ancestral (docs/lab-notes.md).
+    Both draws of a step are of one Brownian path over sigma / alpha, so the whole step's begins with the half's: with
+    two that know nothing of each other the variance is hardly better than Euler ancestral's (docs/lab-notes.md).
     """
     last, there = visits[-1], ahead[0]
     if not isinstance(last.node, Midway) or eta == 0:

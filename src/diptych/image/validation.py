@@ -37,7 +37,7 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """Mean squared error of the noise that is predicted, or implied by what is (1 is no idea), evenly over times.
+    """Mean squared error of the noise, as predicted or implied by what is (1 is to guess none), evenly over times.
 
     Args:
         overall: its count is of pictures, which are what is drawn; a level's count is of predictions, each of another

@@ -317,7 +317,7 @@ class DiffusionTask:
             figures={
                 "noise_loss/level-": "the same in a tenth of the times, from nearly clean (01) to nearly static (10)",
                 "noise_loss": "mean squared error of the noise, as predicted or implied by what is, evenly over times; "
-                "1 knows nothing",
+                "1 is to guess none",
             },
             limits=(
                 KNOWN if self.pictures.truth else "It knows what its pictures show, and of that what captions name.",
