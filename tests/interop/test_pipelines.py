@@ -112,8 +112,11 @@ def test_no_negative_prompt_is_what_each_pipeline_makes_of_it(painters: Any) -> 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
     "ddim to the clean picture": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}),
-    "zero terminal snr": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
-        "prediction_type": "v_prediction"}),
+    "zero terminal snr": (
+        DDIMScheduler,
+        {"clip_sample": False, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
+         "prediction_type": "v_prediction"},
+    ),
     "euler": (EulerDiscreteScheduler, {}),
     "euler trailing": (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}),
     "euler karras": (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
