@@ -76,23 +76,22 @@ def two_modes(x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor
     return (sigma**2 * (-0.8 + 1.8 * right) + alpha * 0.09 * x) / variance
 
 
-def noise_sampler(route: Sequence[Node], draws: Sequence[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def noise_sampler(
+    route: Sequence[Node], draws: Sequence[Tensor], *, halves: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The draw of each step as k-diffusion asks for it: by the noise levels that it lies between. Where a step has a
-    half of its own, the whole's begins with it, as on the Brownian path that k-diffusion samples."""
+    half that is drawn, the whole's begins with it, as on the Brownian path that k-diffusion samples."""
 
     def draw(high: Tensor, low: Tensor) -> Tensor:
         here, there = float(high), float(low)
         near = [k for k, node in enumerate(route[1:]) if abs(node.noise_ratio - there) <= 1e-9 * there]
         call = near[-1]
         middle = route[call]
-        if not isinstance(middle, Midway) or not halves:
+        if not (halves and isinstance(middle, Midway)):
             return draws[call]
         share = (here - middle.noise_ratio) / (here - there)
         return share**0.5 * draws[call - 1] + (1 - share) ** 0.5 * draws[call]
 
-    halves = any(isinstance(node, Midway) for node in route) and route[1].noise_ratio > route[2].noise_ratio * (
-        1 + 1e-9
-    )
     return draw
 
 
@@ -111,7 +110,7 @@ def theirs(sampling: Any, name: str, told: dict[str, Any], ours: str, ratios: Se
     path, sampler = path_named("variance-exploding"), sampler_named(ours)
     route = sampler.route(path, [path.at_ratio(ratio) for ratio in ratios])
     if sampler.is_random:
-        told = told | {"noise_sampler": noise_sampler(route, draws)}
+        told = told | {"noise_sampler": noise_sampler(route, draws, halves=sampler.looks == "in-drawn")}
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         return two_modes(x, 1.0, sigma[:, None, None, None])

@@ -82,3 +82,19 @@ def test_long_prompts_are_timed_in_growing_order(tmp_path: Path) -> None:
     heading, *lines = done.stdout.splitlines()
     assert heading.startswith("quill, 9.5 M parameters")
     assert [line.split("|")[1].strip() for line in lines] == ["tokens", "---", "40", "70"]
+
+
+def test_samplers_are_compared_with_a_clone_or_not_at_all(tmp_path: Path) -> None:
+    """Every pair has a sampler of ours that runs, on both paths alike; what is no clone is said in one line."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import samplers, torch\n"
+        "draws = [torch.zeros(1, 1, 1, 1, dtype=torch.float64)] * 9\n"
+        "for name, _, _ in samplers.PAIRS:\n"
+        "    ends = {samplers.ours(name, path, [9.0, 1.0, 0.1, 0.0], draws[0] + 9, draws).item()\n"
+        "            for path in ('variance-exploding', 'ddpm-scaled-linear')}\n"
+        "    assert max(ends) - min(ends) < 1e-9, name\n"
+    )
+    done = run("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run(str(BENCHMARKS / "samplers.py"), "nowhere", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "samplers: 'nowhere' is no clone of k-diffusion\n")
