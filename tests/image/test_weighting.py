@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diptych.image.model import ImageModel
 from diptych.image.weighting import Piece, pieces, plain, weighted
 
 
@@ -42,3 +43,17 @@ def test_a_weight_is_a_distance_from_the_empty_prompt() -> None:
     assert torch.allclose(moved[1, 1], context[1, 1], atol=1e-6)
     assert torch.allclose(moved[1, 2] - empty[0, 2], 2 * (context[1, 2] - empty[0, 2]), atol=1e-6)
     assert weighted(context, empty, [[1, 1, 1], [1, 1, 1]]) is context
+
+
+def test_the_house_weighs_the_tokens_of_the_words_that_are_meant(tiny: ImageModel) -> None:
+    """Those of the plain prompt, cut as ever: " cat" is one token, or several, and all of them move; the rest stays."""
+    plain_one, heavy = tiny.encode(["a cat on a beach"]), tiny.encode(["a (cat:2) on a beach"])
+    assert torch.equal(plain_one.mask, heavy.mask)  # type: ignore[arg-type]
+    tokenizer = tiny.prompter.tokenizer  # type: ignore[attr-defined]
+    first, last = (1 + len(tokenizer.encode(text)) for text in ("a", "a cat"))
+    moved = (heavy.context - plain_one.context).abs().amax(-1)[0] > 1e-6
+    assert moved.nonzero().flatten().tolist() == list(range(first, last))
+    assert torch.equal(tiny.encode(["a (cat:1) on a beach"]).context, plain_one.context)
+    none = tiny.encode(["(a cat on a beach:0)"]).context
+    words = 1 + len(tokenizer.encode("a cat on a beach"))
+    assert torch.allclose(none[:, 1:words], tiny.encode([""]).context[:, 1:words], atol=1e-6)

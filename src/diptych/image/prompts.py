@@ -1,6 +1,8 @@
 """From prompts to the condition that a network is given, through one text encoder or several."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.condition import Condition
 from diptych.image.encoders import TextEncoder, encode_prompts
+from diptych.image.weighting import pieces, plain, weighted
 
 
 class Prompter(Protocol):
@@ -36,12 +39,26 @@ class OwnPrompter:
         self.modules: Mapping[str, nn.Module] = {"encoder": encoder}
 
     def __call__(self, prompts: Sequence[str], *, is_negative: bool = False, cuts: bool = False) -> Condition:
-        """See `Prompter`; "" is what caption dropout trained, negative or not."""
-        return Condition(*self.encode(prompts, cuts=cuts))
+        """See `Prompter`; "" is what caption dropout trained, negative or not. Weights in brackets are obeyed."""
+        context, mask = self.encode([plain(prompt) for prompt in prompts], cuts=cuts)
+        weights = [self._weights(prompt, context.shape[1]) for prompt in prompts]
+        if any(weight != 1 for row in weights for weight in row):
+            context = weighted(context, self.encode([""])[0], weights)
+        return Condition(context, mask)
 
     def encode(self, prompts: Sequence[str], *, cuts: bool = False) -> tuple[Tensor, Tensor]:
-        """Context (B, length, width) and mask (B, length)."""
+        """Context (B, length, width) and mask (B, length) of prompts taken as they are."""
         device = self.encoder.embedding.weight.device
         tokens, mask = encode_prompts(self.tokenizer, list(prompts), self.encoder.config.length, cuts=cuts)
         tokens, mask = tokens.to(device), mask.to(device)
         return self.encoder(tokens, mask), mask
+
+    def _weights(self, prompt: str, length: int) -> list[float]:
+        """Of each token: that of the piece of the prompt in which it ends."""
+        found = pieces(prompt.strip().lower())
+        borders = list(accumulate(len(piece.text.encode()) for piece in found))
+        ids = self.tokenizer.encode("".join(piece.text for piece in found))
+        ends = accumulate(len(self.tokenizer.token_bytes(id)) for id in ids)
+        begin = [1.0] * (len(self.tokenizer.bordered([])) - 1)
+        weights = [found[min(bisect_left(borders, end), len(found) - 1)].weight for end in ends]
+        return [*begin, *weights, *[1.0] * length][:length]
