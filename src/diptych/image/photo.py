@@ -17,8 +17,8 @@ LARGEST_PIXELS = 89_478_485  # Pillow's own bound: a small file that unfolds to 
 ORIENTATION = 0x0112  # of EXIF; 5 to 8 lie on their side
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """An RGB picture from a file, turned as its camera says.
+def open_picture(path: str | Path, ground: str = "white") -> Image.Image:
+    """An RGB picture from a file, turned as its camera says, on a ground of one colour where it is transparent.
 
     Raises:
         ValueError: missing, not a picture, damaged, or more than LARGEST_PIXELS.
@@ -28,32 +28,41 @@ def open_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"there is no picture at '{path}'")
     with path.open("rb") as file:
         try:
-            return decode_picture(file)
+            return decode_picture(file, ground)
         except ValueError as error:
             raise ValueError(f"'{path}' {error}") from error
 
 
-def decode_picture(file: BinaryIO) -> Image.Image:
-    """An RGB picture from an open file: turned as its camera says, on white where it is transparent, 16 bits of grey
-    scaled to 8, the first picture of an animation.
+def decode_picture(file: BinaryIO, ground: str = "white") -> Image.Image:
+    """An RGB picture from an open file, as `upright_on` makes it; the first picture of an animation.
 
     Raises:
         ValueError: what is wrong with it, to be said after its name.
     """
     with _opened(file) as opened:
         opened.load()
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I"):  # convert() would cut off at 255
-            values = np.asarray(upright)
-            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-                raise ValueError("its grey values are neither of 8 nor of 16 bits")
-            return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-        if upright.mode == "F":
-            raise ValueError("its grey values are fractions of no known range")
-        if upright.has_transparency_data:
-            clear = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        return upright.convert("RGB")
+        return upright_on(opened, ground)
+
+
+def upright_on(picture: Image.Image, ground: str) -> Image.Image:
+    """A picture as RGB: turned as its camera says, on a ground of one colour where it is transparent, 16 bits of grey
+    scaled to 8.
+
+    Raises:
+        ValueError: grey values of no known range.
+    """
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):  # convert() would cut off at 255
+        values = np.asarray(upright)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ValueError("its grey values are neither of 8 nor of 16 bits")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if upright.mode == "F":
+        raise ValueError("its grey values are fractions of no known range")
+    if upright.has_transparency_data:
+        clear = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", clear.size, ground), clear)
+    return upright.convert("RGB")
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
