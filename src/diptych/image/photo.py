@@ -14,7 +14,7 @@ from torch import Tensor
 from diptych.core.files import atomic_file, output_path
 
 LARGEST_PIXELS = 89_478_485  # Pillow's own bound: a small file that unfolds to more is a trap
-ORIENTATION = 0x0112  # of EXIF; 5 to 8 lie on their side
+ORIENTATION, DESCRIPTION = 0x0112, 0x010E  # of EXIF; orientations 5 to 8 lie on their side
 
 
 def open_picture(path: str | Path, ground: str = "white") -> Image.Image:
@@ -128,6 +128,28 @@ def save_png(picture: Image.Image, path: str | Path, facts: dict[str, Any]) -> N
         picture.save(file, format="PNG", pnginfo=chunk)
 
 
+def facts_beside(facts: dict[str, Any], format: str) -> dict[str, Any]:
+    """Arguments of Pillow's `save` that put `facts` into a "GIF" (its comment) or a "WEBP" (the description of its
+    EXIF)."""
+    text = json.dumps({"diptych": facts})
+    if format == "GIF":
+        return {"comment": text.encode()}
+    exif = Image.Exif()
+    exif[DESCRIPTION] = text
+    return {"exif": exif}
+
+
+def _facts_of(opened: Image.Image) -> str | None:
+    """The JSON that `save_png` or `facts_beside` wrote; None where there is none."""
+    if opened.format == "PNG":
+        return getattr(opened, "text", {}).get("diptych")
+    found = opened.info.get("comment", b"") if opened.format == "GIF" else opened.getexif().get(DESCRIPTION, "")
+    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+    if not text.startswith('{"diptych": '):
+        return None
+    return text.removeprefix('{"diptych": ').rstrip("\0").removesuffix("}")
+
+
 def read_facts(path: str | Path) -> dict[str, Any]:
     """How a picture of ours was made, from its metadata.
 
@@ -137,9 +159,9 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     open_picture(path)
     with Image.open(path) as opened:
-        text = getattr(opened, "text", {}).get("diptych")
+        text = _facts_of(opened)
     if text is None:
-        raise ValueError(f"'{path}' does not say how it was made; only PNGs that diptych painted carry that")
+        raise ValueError(f"'{path}' does not say how it was made; only pictures that diptych painted carry that")
     try:
         facts = json.loads(text)
     except json.JSONDecodeError as error:

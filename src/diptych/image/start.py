@@ -65,12 +65,7 @@ class Start:
         area = None
         if mask is not None:
             over = upright_on(mask, "black")
-            ratio = over.width * upright.height / (over.height * upright.width)
-            if not 1 / ALIKE <= ratio <= ALIKE:
-                raise ValueError(
-                    f"the mask has {over.width} x {over.height} pixels, the picture {upright.width} x "
-                    f"{upright.height}: they must have the same shape"
-                )
+            check_alike(over, upright)
             area = mask_of(fitted(over, width, height))
         return cls(height, width, to_tensor(fitted(upright, width, height))[None], area)
 
@@ -98,6 +93,14 @@ def _nearest(side: float, step: int) -> int:
 def fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     """The picture in this size: the middle of it where that has another shape; itself where it has this size."""
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def check_alike(mask: Image.Image, picture: Image.Image) -> None:
+    """Raises: ValueError for a mask of another shape than its picture."""
+    ratio = mask.width * picture.height / (mask.height * picture.width)
+    if not 1 / ALIKE <= ratio <= ALIKE:
+        sizes = f"{mask.width} x {mask.height} pixels, the picture {picture.width} x {picture.height}"
+        raise ValueError(f"the mask has {sizes}: they must have the same shape")
 
 
 def mask_of(picture: Image.Image) -> Tensor:
