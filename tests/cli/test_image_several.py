@@ -1,7 +1,6 @@
 """`diptych image` with several pictures in one: films between prompts and seeds, grids, variations."""
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +60,9 @@ def test_a_moving_picture_moves_and_is_made_again(paint, again, ending):
     assert len(frames) == 3
     assert np.abs(frames[0] - frames[2]).mean() > 3
     paint(*words, "--out", "film")
-    for number, frame in enumerate(frames):
-        assert np.abs(frame - pixels(f"film/000{number + 1}.png")).mean() < 12  # both are lossy
+    exact = [pixels(f"film/000{number}.png") for number in (1, 2, 3)]
+    for number, frame in enumerate(frames):  # both formats are lossy, yet each frame is nearest to its own
+        assert min(range(3), key=lambda place: np.abs(frame - exact[place]).mean()) == number
     again(f"film.{ending}", f"twice.{ending}")
     assert all(np.array_equal(*pair) for pair in zip(frames, frames_of(f"twice.{ending}"), strict=True))
     with Image.open(f"film.{ending}") as moving:
@@ -202,7 +202,7 @@ def test_an_interruption_leaves_no_half_file(paint, folder, monkeypatch, words):
     def interrupted(self, jobs):
         steps.append(1)
         if len(steps) == 4:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return advance(self, jobs)
 
     monkeypatch.setattr(ImageRunner, "advance", interrupted)

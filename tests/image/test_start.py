@@ -72,20 +72,16 @@ def test_pixels_outside_of_the_mask_stay_bit_for_bit(tiny: ImageModel) -> None:
             assert np.abs(painted[~kept] - np.asarray(picture)[~kept]).max() > 10
 
 
-def test_what_lies_under_the_mask_cannot_be_seen_at_full_strength(tiny: ImageModel) -> None:
-    """Two pictures that differ there alone. The autoencoder sees a few pixels past an edge, so they differ well
-    inside, and only what reaches the painted place through kept cells may remain: nothing here."""
-    one, other = photo(), photo()
-    other.paste("white", (0, 0, 16, 64))
-    mask = Image.new("L", (64, 64), 0)
-    mask.paste(255, (0, 0, 48, 64))
-    seen = tiny.compress(torch.stack([to_tensor(one), to_tensor(other)]))
-    assert torch.equal(seen[0, :, :, 6:], seen[1, :, :, 6:])  # the kept cells are the same
-    first, second = (tiny.generate("a cat", steps=3, seed=1, picture=p, mask=mask).result() for p in (one, other))
-    assert torch.equal(first.latents, second.latents)
-    weaker = tiny.generate("a cat", steps=4, seed=1, picture=other, mask=mask, strength=0.5).result()
-    again = tiny.generate("a cat", steps=4, seed=1, picture=one, mask=mask, strength=0.5).result()
-    assert not torch.equal(weaker.latents, again.latents)
+def test_what_lies_under_the_mask_is_not_begun_from_at_full_strength(tiny: ImageModel) -> None:
+    """There is static alone, whatever the picture; at a lower strength it shines through."""
+    picture, mask = photo(), half_mask()
+    noise = next(iter(tiny.generate("a cat", steps=4, seed=1))).noisy
+    whole = next(iter(tiny.generate("a cat", steps=4, seed=1, picture=picture, mask=mask)))
+    assert torch.equal(whole.noisy[..., :4], noise[..., :4])
+    assert not torch.allclose(whole.noisy[..., 4:], noise[..., 4:], atol=1e-3)
+    part = next(iter(tiny.generate("a cat", steps=4, seed=1, picture=picture, mask=mask, strength=0.5)))
+    clean = tiny.compress(to_tensor(picture)[None])
+    assert torch.allclose(part.noisy, part.alpha * clean + part.sigma * noise / whole.sigma, atol=1e-4)
 
 
 def test_kept_cells_follow_the_path_of_the_picture_itself(tiny: ImageModel) -> None:
@@ -123,15 +119,15 @@ def test_a_picture_begins_with_the_noise_of_the_steps_that_are_left(tiny: ImageM
 
 
 def test_the_weaker_the_nearer_to_the_picture(tiny: ImageModel) -> None:
-    """In the latent of the first noisy picture: the share of it that is the picture falls with the strength."""
+    """In latents, since nothing of a random autoencoder's pictures is known."""
     clean = tiny.compress(to_tensor(photo())[None])
-    shares = []
-    for strength in (0.1, 0.3, 0.6, 0.9):
-        first = next(iter(tiny.generate("a cat", steps=10, seed=1, picture=photo(), strength=strength)))
-        shares.append(float((first.noisy * clean).sum() / clean.square().sum()))
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.95
-    assert tiny.generate("a cat", steps=10, seed=1, picture=photo())._jobs[0].request.strength == STRENGTH  # type: ignore[attr-defined]
+    distances = []
+    for strength in (0.02, 0.3, 0.6, 0.9):
+        latents = tiny.generate("a cat", steps=50, seed=1, picture=photo(), strength=strength).result().latents
+        distances.append(float((latents - clean).norm() / clean.norm()))
+    assert distances == sorted(distances)
+    assert distances[0] < 0.2
+    assert tiny.generate("a cat", picture=photo()).result().settings["strength"] == STRENGTH
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "1"])

@@ -132,7 +132,7 @@ class Easel:
         from diptych.image.enlarge import enlarge as enlarged
 
         settings = self._settings(changes) | {"count": 1}
-        mask = settings.pop("mask", None)
+        mask, _ = settings.pop("mask", None), settings.pop("strength", None)
         for number, image in enumerate(result.images):
             settings["first_sample"] = result.settings["sample"] + number
             yield enlarged(self.painter, image, enlarge["factor"], strength=enlarge["strength"], mask=mask, **settings)

@@ -33,7 +33,7 @@ def again(
     from diptych.image.model import ImageModel
 
     taken = [*inspect.signature(ImageModel.generate).parameters, *EXTRAS]
-    left_out = {*SOURCES, *_replaced(before, given)}
+    left_out = {"self", "noise", *SOURCES, *_replaced(before, given)}
     wanted = {name: before[name] for name in taken if before.get(name) is not None and name not in left_out}
     for name in EXTRAS:
         if name != "weaker" and not isinstance(wanted.get(name, {}), dict):
