@@ -54,7 +54,8 @@ def test_each_command_of_the_tour_runs(command: str, folder: Path) -> None:
     assert done.stdout.strip()
     for name in re.findall(r"--(?:out|trace|sheet) (\S+)", command):
         stem, _, ending = name.rpartition(".")
-        expected = [f"{stem}-{k}.{ending}" for k in (1, 2, 3, 4)] if "-n 4" in command else [name]
+        several = re.search(r"(?:-n|--variations) (\d+)", command)
+        expected = [f"{stem}-{k + 1}.{ending}" for k in range(int(several[1]))] if several else [name]
         assert all((folder / one).exists() for one in expected), done.stdout
 
 

@@ -90,13 +90,13 @@ def _run(words: list[str]) -> int:
         raise UsageError(unknown("option" if name.startswith("-") else "command", name, COMMANDS))
     import typer
 
-    from diptych.cli.frame import application
+    from diptych.cli.frame import InSections, application
 
     module = importlib.import_module(f"diptych.cli.{name}")
     app = getattr(module, "app", None)  # of a command that has commands of its own; else the function of its name
     if app is None:
         app = application()
-        app.command(name)(getattr(module, name))
+        app.command(name, cls=InSections)(getattr(module, name))
     command = typer.main.get_command(app)
     try:
         with command.make_context(f"diptych {name}", words[1:]) as context:

@@ -24,14 +24,15 @@ COLOURS = {
 }  # fmt: skip
 
 
-def explain_image(generation: "Generation[ImageStep, ImageResult]", wanted: dict[str, Any]) -> None:
+def explain_image(generation: "Generation[ImageStep, ImageResult]", wanted: dict[str, Any], name: str = "") -> None:
     """Tell a generation on standard output.
 
     Args:
-        wanted: the settings, as `ImageModel.generate` takes them.
+        wanted: the settings, as `ImageModel.generate` takes them, and what the command adds to them.
+        name: "second pass" of an enlargement.
     """
     teller = ImageTeller()
-    tell(opening(wanted))
+    tell(opening_again(wanted["enlarge"]) if name == "second pass" else opening(wanted))
     for step in generation:
         line = teller.line(step)
         if line:
@@ -40,19 +41,84 @@ def explain_image(generation: "Generation[ImageStep, ImageResult]", wanted: dict
 
 
 def opening(wanted: dict[str, Any]) -> str:
-    scale = wanted["guidance_scale"]
-    text = (
-        f"It starts from static, like a television without a station, drawn with seed {wanted['seed']}: there is no "
-        "picture in it yet. A network that has seen many pictures drown in static looks at it, reads your words "
-        f"'{wanted['prompt']}' and says which part of what it sees is static. What is left is its guess of the "
-        f"finished picture. Each of the {wanted['steps']} steps takes a bit of the static away and asks again."
+    reading = (
+        f"A network that has seen many pictures drown in static looks at it, reads {_words(wanted)} and says which "
+        "part of what it sees is static. What is left is its guess of the finished picture."
     )
+    drawn = f"drawn with seed {wanted['seed']}{_turned(wanted)}"
+    if "picture" in wanted and wanted["strength"] < 1:
+        begun = _from_a_picture(wanted, drawn)
+        steps = "Each of these steps"
+    else:
+        begun = f"It starts from static, like a television without a station, {drawn}: there is no picture in it yet."
+        steps = f"Each of the {wanted['steps']} steps"
+    goes_on = f"{steps} takes a bit of the static away and asks again."
+    return " ".join([begun, reading, goes_on, *_kept(wanted), *_guided(wanted)])
+
+
+def opening_again(enlarge: dict[str, Any]) -> str:
+    """Of the second pass."""
+    return (
+        f"The picture is enlarged {enlarge['factor']:g} times, which adds no details. It is covered with static again "
+        f"and painted over in the last {percent(enlarge['strength'])} of the steps: what is where stays, edges and "
+        "details are drawn anew at the larger size."
+    )
+
+
+def _words(wanted: dict[str, Any]) -> str:
+    to, share = wanted.get("to_prompt"), wanted.get("share", 0)
+    if to is None or not share:
+        return f"your words '{wanted['prompt']}'"
+    return f"something {percent(share)} of the way from your words '{wanted['prompt']}' to '{to}'"
+
+
+def _turned(wanted: dict[str, Any]) -> str:
+    """Where static comes from more than one seed."""
+    turns = [(seed, share) for seed, share in wanted.get("turns", ()) if share]
+    if wanted.get("to_seed") is not None and wanted.get("share"):
+        turns.append((wanted["to_seed"], wanted["share"]))
+    return "".join(f" and turned {percent(share)} of the way to that of seed {seed}" for seed, share in turns)
+
+
+def _from_a_picture(wanted: dict[str, Any], drawn: str) -> str:
+    left = max(1, int(wanted["steps"] * wanted["strength"] + 1e-9))
+    return (
+        f"It starts from your picture '{wanted['picture']['path']}' under static, {drawn}: as much of it as is left "
+        f"when {left} of {wanted['steps']} steps are to come, which is strength {wanted['strength']:g}. What still "
+        "shines through decides what will be where."
+    )
+
+
+def _kept(wanted: dict[str, Any]) -> list[str]:
+    """What a mask keeps."""
+    told = []
+    if "outpaint" in wanted:
+        sides = ", ".join(f"{pixels} {side}" for side, pixels in wanted["outpaint"].items() if pixels)
+        told.append(f"Room is added around your picture '{wanted['picture']['path']}' (pixels: {sides}).")
+    if "mask" in wanted or "outpaint" in wanted:
+        where = "that room" if "mask" not in wanted else "where the mask is white"
+        told.append(
+            f"Only {where} is painted: everywhere else each guess is replaced by your picture, so that what is painted "
+            "fits what surrounds it, and in the end its own pixels are put back there."
+        )
+    return told
+
+
+def _guided(wanted: dict[str, Any]) -> list[str]:
+    scale = wanted["guidance_scale"]
     if scale == 0:
-        text += " Guidance is 0: your words are not read at all."
-    elif scale != 1:
-        against = f"'{wanted['negative_prompt']}'" if wanted.get("negative_prompt") else "no words at all"
-        text += f" Each time it also guesses with {against}, and goes {scale:g} times the way from that guess to yours."
-    return text
+        return ["Guidance is 0: your words are not read at all."]
+    if scale == 1:
+        return []
+    against = f"with '{wanted['negative_prompt']}'" if wanted.get("negative_prompt") else "with no words at all"
+    if "weaker" in wanted:
+        against = f"through the weaker model '{wanted['weaker']}'"
+    told = [f"Each time it also guesses {against}, and goes {scale:g} times the way from that guess to yours."]
+    if "guidance_interval" in wanted:
+        low, high = wanted["guidance_interval"]
+        bounds = f"{low:g} and up" if high is None else f"{low:g} to {high:g}"
+        told.append(f"It does so only while static is {bounds} times as strong as the picture.")
+    return told
 
 
 class ImageTeller:

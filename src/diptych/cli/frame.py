@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from diptych.cli import UsageError
 
@@ -33,6 +34,22 @@ Changes = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, like run.steps=100.", metavar="[section.key=value]")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of this machine. [all]")]
+
+
+class InSections(TyperCommand):
+    """A command whose help lists its options in sections: those of one `rich_help_panel` stand together under it."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            name = getattr(parameter, "rich_help_panel", None) or usual
+            if record is not None:
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
 
 
 def application(about: str | None = None) -> typer.Typer:

@@ -43,8 +43,12 @@ def half_blocks(picture: "Image.Image", columns: int = COLUMNS, rows: int = ROWS
 
 
 @contextmanager
-def watching(*, has_preview: bool) -> Iterator[Callable[["ImageStep"], None]]:
-    """Give a function to be told each step; what it draws disappears at the end. In a pipe it draws nothing."""
+def watching(*, has_preview: bool, name: str = "") -> Iterator[Callable[["ImageStep"], None]]:
+    """Give a function to be told each step; what it draws disappears at the end. In a pipe it draws nothing.
+
+    Args:
+        name: what is painted, where it is one of several.
+    """
     if not frame.is_terminal(sys.stderr):
         yield lambda step: None
         return
@@ -62,7 +66,7 @@ def watching(*, has_preview: bool) -> Iterator[Callable[["ImageStep"], None]]:
             left = now / done * (step.total - done)
             line = Table.grid(padding=(0, 1))
             line.add_row(
-                f"step {done}/{step.total}",
+                f"{name}{', ' if name else ''}step {done}/{step.total}",
                 ProgressBar(total=step.total, completed=done, width=24),
                 f"sigma {step.sigma:.2f}",
                 f"{left:.0f} s left",

@@ -108,9 +108,15 @@ def _show_image(recorded: "Trace") -> None:
         share = f"{100 * _share(facts):.1f} %"
         print(f"{index + 1:>5} {facts['sigma']:>8.4f} {facts['alpha']:>8.4f} {log_snr:>8} {share:>7} {push:>9}")
     shown = ("prompt", "negative_prompt", "seed", "sampler", "nodes", "guidance_scale", "count")
-    facts = {key: recorded.settings.get(key) for key in shown}
+    also = ("picture", "strength", "mask", "outpaint", "to_prompt", "to_seed", "share", "turns", "enlarge", "weaker")
+    facts = {key: _source(recorded.settings.get(key)) for key in (*shown, *also)}
     about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if value not in ("", None))
     print(f"\n{len(recorded)} steps of {recorded.model}: {about}")
+
+
+def _source(value: Any) -> Any:
+    """A file that a picture began from is told by its path."""
+    return value["path"] if isinstance(value, dict) and "path" in value else value
 
 
 def _share(facts: dict[str, Any]) -> float:

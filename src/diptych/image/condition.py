@@ -61,16 +61,44 @@ def join(conditions: Sequence[Condition]) -> Condition:
 
 
 def blend(one: Condition, other: Condition, share: float) -> Condition:
-    """A prompt between two: `share` of the way from one to the other, word by word."""
+    """A prompt between two: `share` of the way from one to the other, word by word, each word along an arc.
+
+    The ends are the prompts themselves. Between them the shorter one says its last word (the end of the text) again and
+    again, since what lies behind it was never meant to be looked at.
+    """
+    if share in (0, 1):
+        return other if share else one
     longest = max(one.context.shape[1], other.context.shape[1])
     mask = None
     if one.mask is not None or other.mask is not None or one.context.shape[1] != other.context.shape[1]:
         mask = _mask(one, longest) | _mask(other, longest)
     pooled = one.pooled
     if pooled is not None and other.pooled is not None:
-        pooled = torch.lerp(pooled, other.pooled, share)
-    context = torch.lerp(_padded(one.context, longest), _padded(other.context, longest), share)
+        pooled = arc(pooled, other.pooled, share)
+    context = arc(_drawn_out(one, longest), _drawn_out(other, longest), share)
     return Condition(context, mask, pooled, one.numbers)
+
+
+def arc(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """Between vectors (..., C): their directions along a great circle (Shoemake 1985, "slerp"), their lengths in a
+    straight line. Where the directions are the same, or opposite, that is a straight line."""
+    lengths = [vector.float().norm(dim=-1, keepdim=True) for vector in (one, other)]
+    a, b = (vector.float() / norm.clamp(min=1e-12) for vector, norm in zip((one, other), lengths, strict=True))
+    cosine = (a * b).sum(-1, keepdim=True)
+    angle = torch.atan2((a - cosine * b).norm(dim=-1, keepdim=True), cosine)
+    sine = angle.sin().clamp(min=1e-4)
+    weights = [torch.where(sine > 1e-4, (part * angle).sin() / sine, part) for part in (1 - share, share)]
+    between: Tensor = (weights[0] * a + weights[1] * b) * torch.lerp(lengths[0], lengths[1], share)
+    return between.to(one.dtype)
+
+
+def _drawn_out(condition: Condition, length: int) -> Tensor:
+    """The context (B, length, C), its last word that may be looked at in the place of all that may not."""
+    mask = _mask(condition, length)
+    places = torch.arange(length, device=mask.device).expand_as(mask)
+    last = torch.where(mask, places, -1).amax(1, keepdim=True).clamp(min=0)
+    chosen = torch.where(mask, places, last)
+    return _padded(condition.context, length).gather(1, chosen[..., None].expand(-1, -1, condition.context.shape[-1]))
 
 
 def _padded(context: Tensor, length: int) -> Tensor:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diptych.core.files import atomic_file, output_path
+from diptych.core.files import atomic_directory, atomic_file, output_path
+from diptych.image.photo import facts_beside, save_png
 
 BACKGROUND, INK, FAINT = (250, 249, 246), (32, 32, 36), (110, 110, 116)
 SMALLEST = 144  # pixels of a picture's width below which it is enlarged, so that what stands under it can be read
@@ -23,7 +25,7 @@ def filmstrip(
         names: what each row shows, written over it; none for a single row.
     """
     font = ImageFont.load_default(size=FONT)
-    width, height = _shown_size(rows[0][0])
+    width, height = shown_size(rows[0][0])
     widest = max(font.getlength(line) for lines in captions for line in lines)
     column = max(width, round(widest))
     line_height = FONT + 5
@@ -40,7 +42,7 @@ def filmstrip(
             top += name_height
         for place, picture in enumerate(row):
             left = MARGIN + place * (column + GAP) + (column - width) // 2
-            strip.paste(_shown(picture, (width, height)), (left, top))
+            strip.paste(shown(picture, (width, height)), (left, top))
         top += height + GAP
     for place, lines in enumerate(captions):
         middle = MARGIN + place * (column + GAP) + column / 2
@@ -52,12 +54,12 @@ def filmstrip(
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
     """The columns of a filmstrip as frames of a moving picture, the rows from left to right."""
-    width, height = _shown_size(rows[0][0])
+    width, height = shown_size(rows[0][0])
     frames = []
     for column in zip(*rows, strict=True):
         joined = Image.new("RGB", (len(rows) * width + (len(rows) - 1) * GAP, height), BACKGROUND)
         for place, picture in enumerate(column):
-            joined.paste(_shown(picture, (width, height)), (place * (width + GAP), 0))
+            joined.paste(shown(picture, (width, height)), (place * (width + GAP), 0))
         frames.append(joined)
     return frames
 
@@ -67,25 +69,66 @@ def save_strip(strip: Image.Image, path: str | Path) -> None:
         strip.save(file, format="PNG")
 
 
-def save_moving(frames: Sequence[Image.Image], path: str | Path, *, milliseconds: int = 150, rest: int = 2000) -> None:
-    """An animated WebP that repeats for ever.
+def save_moving(
+    frames: Sequence[Image.Image],
+    path: str | Path,
+    *,
+    milliseconds: int = 150,
+    rest: int = 2000,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """An animated WebP, or a GIF (256 colours a frame) where the path ends so; it repeats for ever.
 
     Args:
         milliseconds: of each frame; the last one, the finished picture, stays for `rest`.
+        facts: how it was made, for `photo.read_facts`.
     """
-    durations = [milliseconds] * (len(frames) - 1) + [rest]
-    with atomic_file(output_path(path)) as temporary, temporary.open("wb") as file:
-        frames[0].save(
-            file, format="WEBP", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0, quality=90
-        )
+    path = output_path(path)
+    settings: dict[str, Any] = {"duration": [milliseconds] * (len(frames) - 1) + [rest], "loop": 0, "save_all": True}
+    if path.suffix.lower() == ".gif":
+        settings |= {"format": "GIF", "disposal": 1}
+        frames = [frame.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT) for frame in frames]
+    else:
+        settings |= {"format": "WEBP", "quality": 90}
+    if facts is not None:
+        settings |= facts_beside(facts, settings["format"])
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        frames[0].save(file, append_images=list(frames[1:]), **settings)
 
 
-def _shown_size(picture: Image.Image) -> tuple[int, int]:
+def save_frames(
+    frames: Sequence[Image.Image], folder: str | Path, facts: Sequence[dict[str, Any]], first: int = 1
+) -> list[Path]:
+    """PNGs 0001.png, ... in a folder that is not there yet, or is empty; whole or not at all. Their sides are even, as
+    the makers of MP4 want them: an odd one loses its last pixel.
+
+    Raises:
+        ValueError: a folder that holds something.
+    """
+    folder = free_folder(folder)
+    names = [f"{number:04}.png" for number in range(first, first + len(frames))]
+    with atomic_directory(folder) as temporary:
+        for frame, about, name in zip(frames, facts, names, strict=True):
+            save_png(frame.crop((0, 0, frame.width // 2 * 2, frame.height // 2 * 2)), temporary / name, about)
+    return [folder / name for name in names]
+
+
+def free_folder(folder: str | Path) -> Path:
+    """Raises: ValueError for a folder that holds something, or that cannot be made."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"'{folder}' is not empty; name a folder that is not there yet")
+    if not folder.absolute().parent.is_dir():
+        raise ValueError(f"the output folder '{folder.parent}' does not exist; create it or choose another")
+    return folder
+
+
+def shown_size(picture: Image.Image) -> tuple[int, int]:
     """Small pictures are enlarged by a whole number, so that every pixel stays a square."""
     factor = max(1, -(-SMALLEST // picture.width))
     return picture.width * factor, picture.height * factor
 
 
-def _shown(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def shown(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     shown = picture.convert("RGB")
     return shown if shown.size == size else shown.resize(size, Image.Resampling.NEAREST)

@@ -26,7 +26,7 @@ class Guidance:
         rescale: 0..1, how far the guided estimate gets back the deviation of the one with the prompt (Lin et al. 2024,
             eq. 15, 16); 0 leaves it.
         interval: guided between these noise levels sigma / alpha only, the ends included (Kynkäänniemi et al. 2024);
-            outside, the second estimate is not even made.
+            outside, the second estimate is not even made. None as the upper one is no bound.
         threshold: the share of numbers that dynamic thresholding leaves alone (Saharia et al. 2022, sec. 2.3), 0.995
             say; 0 is off.
         parallel: how much of the push along the estimate itself is kept: it burns out colours (Sadat et al. 2024,
@@ -37,7 +37,7 @@ class Guidance:
 
     scale: float = 5.0
     rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, math.inf)
+    interval: tuple[float, float | None] = (0.0, None)
     threshold: float = 0.0
     parallel: float = 1.0
     limit: float = 0.0
@@ -58,7 +58,7 @@ class Guidance:
             raise ValueError(f"guidance_momentum must be a number between -1 and 1, not {self.momentum!r}")
         try:
             low, high = self.interval
-            is_right = not math.isnan(float(high)) and is_number(low) and 0 <= low < high
+            is_right = is_number(low) and 0 <= low < (math.inf if high is None else float(high))
         except (TypeError, ValueError):
             is_right = False
         if not is_right:
@@ -74,7 +74,8 @@ class Guidance:
     def acts_at(self, node: Node) -> bool:
         low, high = self.interval
         # Pure noise has no level of its own on a path without signal there: it counts as the highest.
-        return self.ever and low <= (node.noise_ratio if node.alpha > 0 else math.inf) <= high
+        level = node.noise_ratio if node.alpha > 0 else math.inf
+        return self.ever and low <= level and (high is None or level <= high)
 
 
 def guide(

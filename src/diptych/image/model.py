@@ -172,6 +172,11 @@ class ImageModel:
         """Latents (B, C, h, w) to pictures (B, 3, H, W), about -1..1, float32."""
         return self.autoencoder.decode(latents.to(next(self.autoencoder.parameters()).device))
 
+    @torch.inference_mode()
+    def compress(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), -1..1, to latents (B, C, h, w), float32."""
+        return self.autoencoder.encode(pictures.to(next(self.autoencoder.parameters()).device))
+
     def runner(self, weaker: "ImageModel | None" = None) -> ImageRunner:
         """A fresh runner over this model, for many requests at once.
 
@@ -179,27 +184,37 @@ class ImageModel:
             weaker: another model over the same latents, whose estimate guidance moves away from.
 
         Raises:
-            ValueError: latents of another shape.
+            ValueError: its latents are others.
         """
-        if weaker is not None and weaker.latent_shape[0] != self.latent_shape[0]:
+        if weaker is not None and not self._shares_latents(weaker):
             raise ValueError(f"'{weaker.name}' paints other latents than '{self.name}' and cannot guide it")
+        return ImageRunner(self._kit(weaker))
+
+    def _shares_latents(self, other: "ImageModel") -> bool:
+        """Whether the same picture is the same latent to both."""
+        mine, theirs = self.autoencoder, other.autoencoder
+        return mine.config == theirs.config and all(
+            torch.equal(one.cpu(), two.cpu()) for one, two in zip(mine.buffers(), theirs.buffers(), strict=True)
+        )
+
+    def _kit(self, weaker: "ImageModel | None" = None) -> Kit:
         facts: dict[str, Any] = {"dtype": self.dtype, "version": __version__}
-        kit = Kit(
+        return Kit(
             self.denoiser,
             self.path_of,
             lambda prompts, is_negative: self.encode(prompts, is_negative=is_negative),
             self.decode,
+            self.compress,
             channels=self.latent_shape[0],
             size=self.latent_shape[1:],
             downsampling=self.autoencoder.config.downsampling,
             multiple=self.multiple,
             numbers=self.numbers,
             starts_whole=self.starts_whole,
-            weaker=None if weaker is None else weaker.denoiser,
+            weaker=None if weaker is None else weaker._kit(),
             name=self.name,
             facts=facts if weaker is None else facts | {"weaker": weaker.name},
         )
-        return ImageRunner(kit)
 
     @property
     def dtype(self) -> str:
@@ -215,7 +230,7 @@ class ImageModel:
         guidance_scale: float | None = None,
         true_guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] = Guidance.interval,
+        guidance_interval: tuple[float, float | None] = Guidance.interval,
         guidance_threshold: float = 0.0,
         guidance_parallel: float = 1.0,
         guidance_limit: float = 0.0,
@@ -229,8 +244,9 @@ class ImageModel:
         width: int | None = None,
         noise: Tensor | None = None,
         picture: Image.Image | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         mask: Image.Image | None = None,
+        turns: Sequence[tuple[int, float]] = (),
         to_prompt: str | None = None,
         to_seed: int | None = None,
         share: float = 0.0,
@@ -241,9 +257,10 @@ class ImageModel:
         Args:
             steps, guidance_scale, sampler, nodes: None is the model's habit.
             true_guidance_scale: of guidance proper, in models that only imitate it.
-            picture: to begin from instead of static.
-            strength: 0..1, how much of it is painted anew.
-            mask: white where it is painted anew, black where it stays as it is.
+            height, width: where only one is said, the other keeps the shape of `picture`, or is the model's own.
+            picture: to begin from instead of static; see `start.Start` for the size that it takes.
+            strength: 0..1, how much of it is painted anew; None is `start.STRENGTH`, but 1 where there is a mask.
+            mask: white where it is painted anew, black or transparent where it stays as it is.
 
         Raises:
             ValueError: for a setting out of its range, or a prompt that is empty or too long.
@@ -259,6 +276,8 @@ class ImageModel:
             guidance_limit,
             guidance_momentum,
         )
+        if weaker is not None and negative_prompt:
+            raise ValueError("guidance goes away either from negative_prompt or from weaker, not from both")
         start = Start.of(picture, mask, height, width, self)
         request = ImageRequest(
             prompt=prompt,
@@ -272,10 +291,10 @@ class ImageModel:
             height=start.height,
             width=start.width,
             noise=noise,
-            start=start.latent,
-            strength=strength,
+            picture=start.pixels,
+            strength=start.strength if strength is None else strength,
             mask=start.mask,
-            original=start.pixels,
+            turns=turns,
             to_prompt=to_prompt,
             to_seed=to_seed,
             share=share,

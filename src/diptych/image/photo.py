@@ -14,11 +14,11 @@ from torch import Tensor
 from diptych.core.files import atomic_file, output_path
 
 LARGEST_PIXELS = 89_478_485  # Pillow's own bound: a small file that unfolds to more is a trap
-ORIENTATION = 0x0112  # of EXIF; 5 to 8 lie on their side
+ORIENTATION, DESCRIPTION = 0x0112, 0x010E  # of EXIF; orientations 5 to 8 lie on their side
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """An RGB picture from a file, turned as its camera says.
+def open_picture(path: str | Path, ground: str = "white") -> Image.Image:
+    """An RGB picture from a file, turned as its camera says, on a ground of one colour where it is transparent.
 
     Raises:
         ValueError: missing, not a picture, damaged, or more than LARGEST_PIXELS.
@@ -28,32 +28,41 @@ def open_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"there is no picture at '{path}'")
     with path.open("rb") as file:
         try:
-            return decode_picture(file)
+            return decode_picture(file, ground)
         except ValueError as error:
             raise ValueError(f"'{path}' {error}") from error
 
 
-def decode_picture(file: BinaryIO) -> Image.Image:
-    """An RGB picture from an open file: turned as its camera says, on white where it is transparent, 16 bits of grey
-    scaled to 8, the first picture of an animation.
+def decode_picture(file: BinaryIO, ground: str = "white") -> Image.Image:
+    """An RGB picture from an open file, as `upright_on` makes it; the first picture of an animation.
 
     Raises:
         ValueError: what is wrong with it, to be said after its name.
     """
     with _opened(file) as opened:
         opened.load()
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I"):  # convert() would cut off at 255
-            values = np.asarray(upright)
-            if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-                raise ValueError("its grey values are neither of 8 nor of 16 bits")
-            return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-        if upright.mode == "F":
-            raise ValueError("its grey values are fractions of no known range")
-        if upright.has_transparency_data:
-            clear = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        return upright.convert("RGB")
+        return upright_on(opened, ground)
+
+
+def upright_on(picture: Image.Image, ground: str) -> Image.Image:
+    """A picture as RGB: turned as its camera says, on a ground of one colour where it is transparent, 16 bits of grey
+    scaled to 8.
+
+    Raises:
+        ValueError: grey values of no known range.
+    """
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):  # convert() would cut off at 255
+        values = np.asarray(upright)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ValueError("its grey values are neither of 8 nor of 16 bits")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if upright.mode == "F":
+        raise ValueError("its grey values are fractions of no known range")
+    if upright.has_transparency_data:
+        clear = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", clear.size, ground), clear)
+    return upright.convert("RGB")
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
@@ -119,6 +128,28 @@ def save_png(picture: Image.Image, path: str | Path, facts: dict[str, Any]) -> N
         picture.save(file, format="PNG", pnginfo=chunk)
 
 
+def facts_beside(facts: dict[str, Any], format: str) -> dict[str, Any]:
+    """Arguments of Pillow's `save` that put `facts` into a "GIF" (its comment) or a "WEBP" (the description of its
+    EXIF)."""
+    text = json.dumps({"diptych": facts})
+    if format == "GIF":
+        return {"comment": text.encode()}
+    exif = Image.Exif()
+    exif[DESCRIPTION] = text
+    return {"exif": exif}
+
+
+def _facts_of(opened: Image.Image) -> str | None:
+    """The JSON that `save_png` or `facts_beside` wrote; None where there is none."""
+    if opened.format == "PNG":
+        return getattr(opened, "text", {}).get("diptych")
+    found = opened.info.get("comment", b"") if opened.format == "GIF" else opened.getexif().get(DESCRIPTION, "")
+    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+    if not text.startswith('{"diptych": '):
+        return None
+    return text.removeprefix('{"diptych": ').rstrip("\0").removesuffix("}")
+
+
 def read_facts(path: str | Path) -> dict[str, Any]:
     """How a picture of ours was made, from its metadata.
 
@@ -128,9 +159,9 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     open_picture(path)
     with Image.open(path) as opened:
-        text = getattr(opened, "text", {}).get("diptych")
+        text = _facts_of(opened)
     if text is None:
-        raise ValueError(f"'{path}' does not say how it was made; only PNGs that diptych painted carry that")
+        raise ValueError(f"'{path}' does not say how it was made; only pictures that diptych painted carry that")
     try:
         facts = json.loads(text)
     except json.JSONDecodeError as error:

@@ -44,11 +44,12 @@ class ImageRequest:
         count: pictures.
         height, width: pixels; None is the model's own size.
         noise: the starting noise (count, C, h, w), standard normal, instead of one drawn from the seed.
-        start: a clean latent (1 or count, C, h, w) to begin from instead of static, with as much noise as the first
-            node that is left has.
-        strength: 0..1, the share of the steps, the last ones, that are taken from `start`.
-        mask: (1 or count, 1, H, W), 1 where there is to be painted, 0 where `start` stays, and in the finished picture
-            `original` (1 or count, 3, H, W), -1..1, where there is one.
+        picture: (1 or count, 3, H, W), -1..1, to begin from instead of static, with as much noise as the first node
+            that is left has.
+        strength: 0..1, the share of the steps, the last ones, that are taken from `picture`; at 1 nothing is left of it
+            but what a mask keeps.
+        mask: (1 or count, 1, H, W), 0..1: 1 where there is to be painted, 0 where `picture` stays as it is.
+        turns: seeds and shares; the static is turned towards each seed in their order, by its share of an arc.
         to_prompt, to_seed, share: `share` of the way along an arc to this other prompt, this other seed.
         told_scale: the guidance that a network is told which imitates it; others are not told.
     """
@@ -64,10 +65,10 @@ class ImageRequest:
     height: int | None = None
     width: int | None = None
     noise: Tensor | None = None
-    start: Tensor | None = None
+    picture: Tensor | None = None
     strength: float = 1.0
     mask: Tensor | None = None
-    original: Tensor | None = None
+    turns: Sequence[tuple[int, float]] = ()
     to_prompt: str | None = None
     to_seed: int | None = None
     share: float = 0.0
@@ -92,8 +93,13 @@ class ImageRequest:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
         if self.strength == 0:
             raise ValueError("strength 0 paints nothing: the picture would stay as it is")
-        if self.start is None and (self.strength != 1 or self.mask is not None):
-            raise ValueError("strength and mask need a picture to start from")
+        if self.picture is None and (self.strength != 1 or self.mask is not None):
+            raise ValueError("strength and mask need a picture to begin from")
+        if self.share and self.to_prompt is None and self.to_seed is None:
+            raise ValueError(f"share {self.share:g} of the way to where? to_prompt or to_seed says it")
+        if self.to_prompt is not None and (not isinstance(self.to_prompt, str) or not self.to_prompt.strip()):
+            raise ValueError("to_prompt is empty: say what the picture turns into")
+        _check_turns(self.turns)
         sampler = sampler_named(self.sampler)
         nodes_named(self.nodes or sampler.nodes)
         check_seed(self.seed)
@@ -182,6 +188,13 @@ class ImageResult:
         return Trace("image", self.model, self.settings, arrays, facts)
 
 
+def _check_turns(turns: Sequence[tuple[int, float]]) -> None:
+    for turn in turns:
+        if len(turn) != 2 or not is_number(turn[1]) or not 0 <= turn[1] <= 1:
+            raise ValueError(f"turns must be pairs of a seed and a share from 0 to 1, not {turn!r}")
+        check_seed(turn[0])
+
+
 @dataclass
 class ImageJob:
     """Pictures in progress."""
@@ -193,6 +206,8 @@ class ImageJob:
     x: Tensor
     prompt: Condition
     negative: Condition | None  # None where nothing is guided
+    start: Tensor | None = None  # (1 or count, C, h, w): the picture to begin from
+    mask: Tensor | None = None  # (1 or count, 1, h, w)
     visits: list[Visit] = field(default_factory=list)
     steps: list[ImageStep] = field(default_factory=list)
     running: Tensor | None = None  # guidance's momentum
@@ -215,13 +230,14 @@ class Kit:
     Args:
         path: size (h, w) of the latents -> the noise path that they take.
         encode: prompts, and whether they are negative ones -> Condition.
-        decode: latents (B, C, h, w) -> pictures (B, 3, H, W), -1..1.
+        decode: latents (B, C, h, w) -> pictures (B, 3, H, W), -1..1; compress: the other way.
         channels: of latents; size: (h, w) of the model's own; downsampling: pixels for one of theirs, along a side.
         multiple: what h and w must be multiples of.
         numbers: (height, width) in pixels and the scale that is told -> what the network wants to know of them.
         starts_whole: generation starts from noise of unit variance, as if there were no signal at the first node; the
             noise there is a little weaker.
-        weaker: guides in the place of the unconditional estimate ("autoguidance"); it is given the prompt.
+        weaker: guides in the place of the unconditional estimate ("autoguidance"); it is given the prompt, and paints
+            the same latents.
         name, facts: of the model, for the settings of results.
     """
 
@@ -229,13 +245,14 @@ class Kit:
     path: Callable[[tuple[int, int]], Path]
     encode: Callable[[list[str], bool], Condition]
     decode: Decode
+    compress: Callable[[Tensor], Tensor]
     channels: int
     size: tuple[int, int]
     downsampling: int
     multiple: int = 1
     numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: ()
     starts_whole: bool = False
-    weaker: Denoiser | None = None
+    weaker: "Kit | None" = None
     name: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -245,7 +262,8 @@ class Kit:
         for name, pixels, own in (("height", height, self.size[0]), ("width", width, self.size[1])):
             side, step = pixels or own * self.downsampling, self.downsampling * self.multiple
             if side % step:
-                raise ValueError(f"{name} must be a multiple of {step} for '{self.name}', not {side}")
+                near = " or ".join(str(way) for way in (side // step * step, side // step * step + step) if way)
+                raise ValueError(f"{name} must be a multiple of {step} for '{self.name}': {near}, not {side}")
             found.append(side // self.downsampling)
         return found[0], found[1]
 
@@ -264,11 +282,7 @@ class ImageRunner:
         size = kit.latent_size(request.height, request.width)
         shape = (count, kit.channels, *size)
         pixels = (size[0] * kit.downsampling, size[1] * kit.downsampling)
-        for name, given, one in (
-            ("start", request.start, (kit.channels, *size)),
-            ("mask", request.mask, (1, *pixels)),
-            ("original", request.original, (3, *pixels)),
-        ):
+        for name, given, one in (("picture", request.picture, (3, *pixels)), ("mask", request.mask, (1, *pixels))):
             wanted = {(rows, *one) for rows in (1, count)}
             if given is not None and (tuple(given.shape) not in wanted or not bool(torch.isfinite(given).all())):
                 raise ValueError(f"{name} must be finite and of shape {max(wanted)}, not {tuple(given.shape)}")
@@ -282,37 +296,43 @@ class ImageRunner:
         steps = len(nodes) - 1  # a list of nodes has a number of its own
         left = max(1, min(steps, int(steps * request.strength + 1e-9)))
         route = sampler.route(path, nodes[steps - left :])
-        numbers = kit.numbers(pixels, request.told_scale)
-        prompt = self._prompt(request).told(numbers).repeat(count)
+        prompt = _told(kit, request, pixels)
         negative = None
         if request.guidance.ever and kit.weaker is not None:
-            negative = prompt
+            negative = _told(kit.weaker, request, pixels)
         elif request.guidance.ever:
+            numbers = kit.numbers(pixels, request.told_scale)
             negative = kit.encode([request.negative_prompt], True).told(numbers).repeat(count)
         noise = self._starting_noise(request, shape[1:]).to(prompt.context.device)
-        if request.start is not None:
-            x = route[0].alpha * request.start.to(noise) + route[0].sigma * noise
-        else:
-            x = noise if kit.starts_whole else route[0].sigma * noise
-        return ImageJob(request, sampler, route, noise, x, prompt, negative)
+        x = noise if kit.starts_whole and request.picture is None else route[0].sigma * noise
+        job = ImageJob(request, sampler, route, noise, x, prompt, negative)
+        if request.picture is not None:
+            self._begin_from(request.picture, job)
+        return job
 
-    def _prompt(self, request: ImageRequest) -> Condition:
-        prompt = self.kit.encode([request.prompt], False)
-        if request.to_prompt is None or not request.share:
-            return prompt
-        return blend(prompt, self.kit.encode([request.to_prompt], False), request.share)
+    def _begin_from(self, picture: Tensor, job: ImageJob) -> None:
+        job.start = self.kit.compress(picture).to(job.x)
+        kept = torch.full_like(job.start, float(job.request.strength < 1))
+        if job.request.mask is not None:
+            # A place of the latent is painted where any of its pixels is.
+            job.mask = F.max_pool2d(job.request.mask.to(job.x), self.kit.downsampling)
+            kept = torch.maximum(kept, 1 - job.mask)
+        job.x = job.x + job.route[0].alpha * kept * job.start
 
     def _starting_noise(self, request: ImageRequest, shape: tuple[int, ...]) -> Tensor:
-        if request.noise is not None:
-            return request.noise.detach().float().cpu()
         samples = range(request.first_sample, request.first_sample + request.count)
-        noise = torch.stack([normal(shape, seed=request.seed, sample=k, stream=START) for k in samples])
-        if request.to_seed is None or not request.share:
-            return noise
-        other = torch.stack([normal(shape, seed=request.to_seed, sample=k, stream=START) for k in samples])
-        # Along a quarter of a circle, so that every point between is as loud as noise is.
-        angle = request.share * math.pi / 2
-        return math.cos(angle) * noise + math.sin(angle) * other
+        turns = [*request.turns, *([] if request.to_seed is None else [(request.to_seed, request.share)])]
+        if request.noise is not None:
+            noise = request.noise.detach().float().cpu()
+        else:
+            noise = torch.stack([normal(shape, seed=request.seed, sample=k, stream=START) for k in samples])
+        for seed, share in turns:
+            if share:
+                other = torch.stack([normal(shape, seed=seed, sample=k, stream=START) for k in samples])
+                # Along a quarter of a circle, so that every point between is as loud as noise is.
+                angle = share * math.pi / 2
+                noise = math.cos(angle) * noise + math.sin(angle) * other if share < 1 else other
+        return noise
 
     @torch.inference_mode()
     def advance(self, jobs: Sequence[ImageJob]) -> list[ImageStep]:
@@ -332,7 +352,7 @@ class ImageRunner:
         if kit.weaker is None:
             found = _estimates(kit.denoiser, [*first, *second])
         else:
-            found = [*_estimates(kit.denoiser, first), *_estimates(kit.weaker, second)]
+            found = [*_estimates(kit.denoiser, first), *_estimates(kit.weaker.denoiser, second)]
         others = dict(zip(map(id, guided), found[len(jobs) :], strict=True))
         return [self._step(job, found[place], others.get(id(job))) for place, job in enumerate(jobs)]
 
@@ -344,10 +364,8 @@ class ImageRunner:
             denoised, job.running = guide(conditional, other, request.guidance, job.running)
             push = float((denoised - conditional).square().mean().sqrt() / denoised.square().mean().sqrt())
         check_sane(denoised, conditional, index, total, request.guidance.scale)
-        if request.mask is not None and request.start is not None:
-            # A place of the latent is painted where any of its pixels is.
-            mask = F.max_pool2d(request.mask.to(denoised), self.kit.downsampling)
-            denoised = mask * denoised + (1 - mask) * request.start.to(denoised)
+        if job.mask is not None and job.start is not None:
+            denoised = job.mask * denoised + (1 - job.mask) * job.start
         step = ImageStep(
             index=index,
             total=total,
@@ -381,8 +399,8 @@ class ImageRunner:
         request, kit = job.request, self.kit
         latents = job.x if job.is_done or not job.visits else job.visits[-1].denoised
         painted = kit.decode(latents).cpu()
-        if request.mask is not None and request.original is not None:
-            painted = request.mask * painted + (1 - request.mask) * request.original
+        if request.mask is not None and request.picture is not None:
+            painted = request.mask * painted + (1 - request.mask) * request.picture
         images = [to_picture(picture) for picture in to_bytes(painted)]
         settings = {
             "prompt": request.prompt,
@@ -403,6 +421,14 @@ class ImageRunner:
             **kit.facts,
         }
         return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name)
+
+
+def _told(kit: Kit, request: ImageRequest, pixels: tuple[int, int]) -> Condition:
+    """The prompt, or what lies between two, for each picture of a request."""
+    prompt = kit.encode([request.prompt], False)
+    if request.to_prompt is not None and request.share:
+        prompt = blend(prompt, kit.encode([request.to_prompt], False), request.share)
+    return prompt.told(kit.numbers(pixels, request.told_scale)).repeat(request.count)
 
 
 def _estimates(denoiser: Denoiser, rows: Sequence[tuple[ImageJob, Condition]]) -> list[Tensor]:
@@ -427,11 +453,22 @@ def _unusual(request: ImageRequest) -> dict[str, Any]:
     for name in ("rescale", "interval", "threshold", "parallel", "limit", "momentum"):
         if getattr(request.guidance, name) != getattr(usual, name):
             value = getattr(request.guidance, name)
-            found[f"guidance_{name}"] = list(value) if isinstance(value, tuple) else value
+            found[f"guidance_{name}"] = _in_json(value)
     if request.told_scale and request.guidance.ever:
         found["true_guidance_scale"] = request.guidance.scale
-    if request.start is not None:
-        found["strength"] = request.strength
+    if request.picture is not None:
+        found |= {"picture": True, "strength": request.strength}
+    if request.mask is not None:
+        found["mask"] = True
+    if request.turns:
+        found["turns"] = [list(turn) for turn in request.turns]
     if request.share:
         found |= {"to_prompt": request.to_prompt, "to_seed": request.to_seed, "share": request.share}
     return found
+
+
+def _in_json(value: Any) -> Any:
+    """JSON has no infinity: an interval without an upper bound ends in null."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [end if end is not None and math.isfinite(end) else None for end in value]

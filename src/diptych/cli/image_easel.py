@@ -1,0 +1,142 @@
+"""The easel: settings and the files that they name become generations, one pass of painting or two."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.cli import frame
+from diptych.cli.image_settings import EXTRAS, SOURCES
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from diptych.core.generation import Generation
+    from diptych.image.model import ImageModel
+    from diptych.image.runner import ImageResult, ImageStep
+
+Watch = Callable[["Generation[ImageStep, ImageResult]", str], None]
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Finished pictures, each with how it was made; result: what the last pass gave, for its trace."""
+
+    images: "list[Image.Image]"
+    facts: list[dict[str, Any]]
+    result: "ImageResult"
+
+
+class Easel:
+    """Paints under settings.
+
+    Args:
+        wanted: settings, as `image_settings` names them.
+        weaker: the model that `wanted["weaker"]` names.
+    """
+
+    def __init__(self, painter: "ImageModel", wanted: dict[str, Any], weaker: "ImageModel | None") -> None:
+        self.painter, self.weaker = painter, weaker
+        habits = painter.habits
+        usual = {"steps": habits.steps, "guidance_scale": habits.guidance_scale, "sampler": habits.sampler}
+        has_own = "sampler" in wanted or "sampler" in wanted.get("grid", {})
+        nodes = {} if has_own else {"nodes": habits.nodes}
+        self.wanted: dict[str, Any] = {"negative_prompt": "", "count": 1} | usual | nodes | wanted
+        self.pictures = self._opened()
+
+    def _opened(self) -> "dict[str, Image.Image]":
+        """The files that the settings name; with `outpaint` the picture as it is to become, and its mask."""
+        from diptych.image.outpaint import widened
+        from diptych.image.photo import open_picture
+
+        grounds = {"picture": "white", "mask": "black"}
+        opened = {
+            name: open_picture(Path(self.wanted[name]["path"]), grounds[name])
+            for name in SOURCES
+            if name in self.wanted
+        }
+        margins = self.wanted.get("outpaint")
+        if margins is not None:
+            painter = self.painter
+            step = painter.autoencoder.config.downsampling * painter.multiple
+            area = painter.height * painter.width
+            with frame.settings():
+                wide, mask = widened(opened["picture"], margins, area=area, step=step, mask=opened.get("mask"))
+            self.wanted |= {"height": wide.height, "width": wide.width}
+            opened |= {"picture": wide, "mask": mask}
+        if "picture" in opened and self.wanted.get("strength") is None:
+            from diptych.image.start import STRENGTH
+
+            self.wanted["strength"] = 1.0 if "mask" in opened else STRENGTH
+        return opened
+
+    def _settings(self, changes: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in self.wanted.items() if name not in (*SOURCES, *EXTRAS, "variations")}
+        return kept | changes | self.pictures | {"weaker": self.weaker}
+
+    def begin(self, **changes: Any) -> "Generation[ImageStep, ImageResult]":
+        """The first pass, checked and not begun; some settings are other than those of the easel."""
+        from diptych.image.enlarge import check
+
+        with frame.settings():
+            if "enlarge" in self.wanted:
+                check(self.wanted["enlarge"].get("factor"))
+            return self.painter.generate(**self._settings(changes))
+
+    def paint(self, first: "Generation[ImageStep, ImageResult]", watch: Watch, **changes: Any) -> Painted:
+        """A first pass to its end, and the second where there is one.
+
+        Args:
+            watch: is given each generation, and what it is where it is one of two; runs it.
+        """
+        enlarge = self.wanted.get("enlarge")
+        watch(first, "" if enlarge is None else "first pass")
+        result = first.result()
+        result.settings.pop("mask", None)  # outpainting has one without a file
+        result.settings.update(self._named())
+        start = result.settings["sample"]
+        about = result.settings
+        facts = [about | {"sample": start + number, "first_sample": start} for number in range(len(result.images))]
+        if enlarge is None:
+            return Painted(result.images, facts, result)
+        images = []
+        for number, second in enumerate(self._second(result, enlarge, changes)):
+            watch(second, "second pass")
+            result = second.result()
+            result.settings.clear()
+            result.settings.update(facts[number])
+            images.append(result.image)
+        return Painted(images, facts, result)
+
+    def paint_each(self, changes: list[dict[str, Any]], names: list[str], watch: Watch) -> list[Painted]:
+        """Pictures that differ in some settings, one after the other; all are checked before the first is painted."""
+        waiting = [self.begin(**change) for change in changes]
+        painted = []
+        for change, name in zip(changes, names, strict=True):
+
+            def told(one: "Generation[ImageStep, ImageResult]", which: str, name: str = name) -> None:
+                watch(one, f"{name} {which}".strip())
+
+            painted.append(self.paint(waiting.pop(0), told, **change))
+        return painted
+
+    def whole_facts(self, one: dict[str, Any], name: str) -> dict[str, Any]:
+        """How a grid or a film was made, from how one of its pictures was: what is the same for all, and `name`."""
+        same = {key: value for key, value in self.wanted.items() if value is not None and key != "count"}
+        own = {"nodes": self.wanted.get("nodes")}  # a sampler's own are not those of another
+        return {key: value for key, value in one.items() if key != "share"} | own | same | {name: self.wanted[name]}
+
+    def _second(
+        self, result: "ImageResult", enlarge: dict[str, Any], changes: dict[str, Any]
+    ) -> "Iterator[Generation[ImageStep, ImageResult]]":
+        from diptych.image.enlarge import enlarge as enlarged
+
+        settings = self._settings(changes) | {"count": 1}
+        mask, _ = settings.pop("mask", None), settings.pop("strength", None)
+        for number, image in enumerate(result.images):
+            settings["first_sample"] = result.settings["sample"] + number
+            yield enlarged(self.painter, image, enlarge["factor"], strength=enlarge["strength"], mask=mask, **settings)
+
+    def _named(self) -> dict[str, Any]:
+        """What a picture's metadata says besides the settings of `generate`."""
+        return {name: self.wanted[name] for name in (*SOURCES, "outpaint", "enlarge") if name in self.wanted}
