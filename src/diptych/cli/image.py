@@ -196,13 +196,15 @@ def image(
     }
     given = {name: value for name, value in given.items() if value is not None}
     given |= several(variations, distance, frames, fps, grid, given) | enlarged(enlarge, enlarge_strength)
+    if "prompt" in given.get("grid", {}):
+        given.setdefault("prompt", given["grid"]["prompt"][0])
     before, chosen, wanted = None, None, given
     if like is not None:
         before = facts_of(like)
         model = model or model_again(before["model"], "--model", like)
         wanted, chosen = again(before, given, like, is_same=not given and dtype in (None, before.get("dtype")))
         dtype = dtype or before.get("dtype")
-    elif prompt is None:
+    elif "prompt" not in given:
         raise UsageError("missing argument 'prompt': say what to paint, or name a picture with --like")
     kind = checked(wanted)
     if (trace or explain) and (kind or (trace and "enlarge" in wanted and wanted.get("count", 1) != 1)):

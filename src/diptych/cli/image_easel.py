@@ -108,17 +108,26 @@ class Easel:
             images.append(result.image)
         return Painted(images, facts, result)
 
-    def paint_each(self, changes: list[dict[str, Any]], names: list[str], watch: Watch) -> list[Painted]:
-        """Pictures that differ in some settings, one after the other; all are checked before the first is painted."""
-        waiting = [self.begin(**change) for change in changes]
-        painted = []
+    def check(self, changes: list[dict[str, Any]]) -> None:
+        """Raises: UsageError for settings that cannot be painted."""
+        for change in changes:
+            self.begin(**change)
+
+    def paint_each(
+        self, changes: list[dict[str, Any]], names: list[str], watch: Watch
+    ) -> "tuple[list[Image.Image], list[dict[str, Any]]]":
+        """Pictures that differ in some settings, one after the other, and how each was made. Nothing else of them is
+        kept, since there may be many."""
+        images, facts = [], []
         for change, name in zip(changes, names, strict=True):
 
             def told(one: "Generation[ImageStep, ImageResult]", which: str, name: str = name) -> None:
                 watch(one, f"{name} {which}".strip())
 
-            painted.append(self.paint(waiting.pop(0), told, **change))
-        return painted
+            painted = self.paint(self.begin(**change), told, **change)
+            images += painted.images
+            facts += painted.facts
+        return images, facts
 
     def whole_facts(self, one: dict[str, Any], name: str) -> dict[str, Any]:
         """How a grid or a film was made, from how one of its pictures was: what is the same for all, and `name`."""
@@ -131,8 +140,9 @@ class Easel:
     ) -> "Iterator[Generation[ImageStep, ImageResult]]":
         from diptych.image.enlarge import enlarge as enlarged
 
-        settings = self._settings(changes) | {"count": 1}
-        mask, _ = settings.pop("mask", None), settings.pop("strength", None)
+        own = self._settings(changes) | {"count": 1}
+        mask = own.pop("mask", None)
+        settings = {name: value for name, value in own.items() if name not in ("picture", "strength")}
         for number, image in enumerate(result.images):
             settings["first_sample"] = result.settings["sample"] + number
             yield enlarged(self.painter, image, enlarge["factor"], strength=enlarge["strength"], mask=mask, **settings)

@@ -1,5 +1,5 @@
-"""--variations: pictures near a picture. One whose static is known is painted from static that is turned a little; any
-other one is painted over, as far as the distance says."""
+"""--variations: pictures near a picture. One that says its seed is painted from static that is turned a little; any
+other one (--from) is painted over, as far as the distance says."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +30,15 @@ def varied(count: int, distance: float | None, given: dict[str, Any]) -> dict[st
     if "to_prompt" in given or "share" in given:
         raise UsageError("--variations lie around a picture, not on the way to another: leave out --to-prompt, --share")
     seed = given.pop("to_seed", None)
-    return {"count": count, "distance": distance} | ({} if seed is None else {"seed": seed})
+    how = {"count": count, "distance": distance, "is_painted_over": "picture" in given}
+    return how | ({} if seed is None else {"seed": seed})
 
 
 def changes_of(wanted: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings in which each variation differs from the picture."""
     count, distance = wanted["variations"]["count"], wanted["variations"]["distance"]
     first, seed = int(wanted.get("first_sample", 0)), int(wanted["seed"])
-    if "picture" in wanted:
+    if wanted["variations"]["is_painted_over"]:
         return [{"strength": distance, "first_sample": first + number} for number in range(count)]
     base = int(wanted["variations"].get("seed", seed + 1))
     before = [tuple(turn) for turn in wanted.get("turns", ())]
@@ -51,6 +52,6 @@ def paint_variations(easel: "Easel", out: Path | None, watch: "Watch") -> tuple[
     """
     changes = changes_of(easel.wanted)
     names = [f"variation {number + 1} of {len(changes)}" for number in range(len(changes))]
-    painted = easel.paint_each(changes, names, watch)
-    images, facts = [one.images[0] for one in painted], [one.facts[0] for one in painted]
+    easel.check([changes[0], changes[-1]])
+    images, facts = easel.paint_each(changes, names, watch)
     return save(images, facts, out), facts[0], described(images[0], facts[0], len(images))
