@@ -103,8 +103,9 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(width, wider, 1) if wider != width else None
 
     def forward(self, x: Tensor, norm: Norm = normed) -> Tensor:
-        h = self.conv1(F.silu(norm(self.norm1, x)))
-        change: Tensor = self.conv2(F.silu(norm(self.norm2, h)))
+        is_free = not torch.is_grad_enabled()  # what a norm made is needed by nobody else
+        h = self.conv1(F.silu(norm(self.norm1, x), inplace=is_free))
+        change: Tensor = self.conv2(F.silu(norm(self.norm2, h), inplace=is_free))
         return (x if self.shortcut is None else self.shortcut(x)) + change
 
 
