@@ -85,8 +85,8 @@ ORDERS = {
     "deis:order=3": (2.6, 3.4),
     "lms": (3.0, 4.2),
     "lms:order=2": (1.8, 2.2),
-    "ipndm": (0.9, 2.2),  # as if its steps were equal, which these are not
-    "plms": (0.9, 2.2),
+    "ipndm": (1.85, 2.2),  # as if its steps were equal, which these are not
+    "plms": (1.85, 2.2),
 }
 
 

@@ -30,9 +30,11 @@ def image(
     steps: Annotated[int | None, typer.Option(help="Steps from static to picture. [30]")] = None,
     guidance: Annotated[float | None, typer.Option(help="How far to follow the prompt; 1 is unguided. [5]")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="ddpm, ddim, euler, euler-ancestral, heun, dpm++-2m. [dpm++-2m]")
+        str | None, typer.Option(help="dpm++-2m, unipc, euler, heun, ...: see docs/samplers.md. [dpm++-2m]")
     ] = None,
-    nodes: Annotated[str | None, typer.Option(help="Noise levels: karras, uniform. [the sampler's own]")] = None,
+    nodes: Annotated[
+        str | None, typer.Option(help="Noise levels: karras, uniform, sigmas:9,3,1, ... [the sampler's own]")
+    ] = None,
     seed: frame.Seed = None,
     count: Annotated[int | None, typer.Option("-n", help="How many pictures, painted together. [1]")] = None,
     out: Annotated[Path | None, typer.Option(help="The picture to write (.png). [named after prompt and seed]")] = None,
