@@ -34,6 +34,13 @@ def test_the_table_agrees_with_the_ddpm_schedule(diptych, photo):
         assert float(row[6]) == pytest.approx(10 * math.log10(share / (1 - share)), abs=0.06)
 
 
+@pytest.mark.parametrize("path", ["rectified-flow:shift=3", "ddpm-linear:zero_snr=true"])
+def test_a_path_may_end_in_nothing_but_noise(diptych, photo, path):
+    status, out, _ = diptych("noise", photo, "--path", path, "--pictures", "3")
+    assert status == 0
+    assert out.splitlines()[3].split() == ["1000", "0.0000", "1.0000", "no", "signal", "-inf", "100", "%"]
+
+
 def test_the_same_seed_makes_the_same_strip(diptych, photo, folder):
     for name in ("a.png", "b.png"):
         diptych("noise", photo, "--pictures", 3, "--seed", 4, "--out", name)

@@ -61,6 +61,7 @@ def node_of(scheduler: Any, timestep: Tensor) -> Node:
 
 
 EXPLODING = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")
+MULTISTEP = ("DPMSolverMultistep", "UniPC", "DEIS")
 PRESERVING = ("DDIM", "DDPM", "PNDM", "LCM")
 
 
@@ -78,7 +79,10 @@ def theirs(scheduler: Any, noise: Tensor, draws: list[Tensor], **step: Any) -> t
         if kind.startswith(PRESERVING):
             bar = float(scheduler.alphas_cumprod[int(timestep)])
             node = Node(0.0, bar**0.5, (1 - bar) ** 0.5)
-        elif kind.startswith(("DPMSolverMultistep", "UniPC", "DEIS")):
+        elif kind.startswith(MULTISTEP) and scheduler.config.use_flow_sigmas:
+            sigma = float(scheduler.sigmas[scheduler.step_index or 0])
+            node = Node(0.0, 1 - sigma, sigma, True)
+        elif kind.startswith(MULTISTEP):
             ratio = float(scheduler.sigmas[scheduler.step_index or 0])
             node = Node(0.0, (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5)
         else:
@@ -91,7 +95,7 @@ def theirs(scheduler: Any, noise: Tensor, draws: list[Tensor], **step: Any) -> t
             output = prediction_named("edm").target(
                 denoised, (x - denoised) / node.sigma, torch.tensor(1.0), torch.tensor(node.sigma)
             )
-        elif kind.startswith("FlowMatch"):
+        elif node.is_flow:
             output = (x - denoised) / node.sigma
         else:
             output = (x - node.alpha * denoised) / node.sigma
@@ -286,6 +290,55 @@ def test_trajectories_of_flow_matching_are_theirs(
     noise = torch.randn(*SHAPE, generator=torch.Generator().manual_seed(8))
     wanted, _ = theirs(scheduler, noise, [])
     assert torch.allclose(solve(sampler, way, nodes, noise, two_modes), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sampler"),
+    [
+        ("DPMSolverMultistep", {}, "dpm++-2m"),
+        ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, "dpm++-2m-sde"),
+        ("UniPCMultistep", {}, "unipc"),
+        ("UniPCMultistep", {"solver_order": 3}, "unipc:order=3"),
+    ],
+)
+def test_trajectories_of_multistep_solvers_on_a_flow_are_theirs(
+    name: str, settings: dict[str, Any], sampler: str, draws: list[Tensor], solve: Solve
+) -> None:
+    """Their sigmas there are a list of their own, from just below 1."""
+    flow = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    scheduler = scheduler_of(name, **settings, **flow)
+    scheduler.set_timesteps(STEPS)
+    path = path_named("rectified-flow:shift=3")
+    nodes = nodes_named("sigmas:" + ",".join(str(float(sigma)) for sigma in scheduler.sigmas[:-1]))(path, STEPS)
+    noise = torch.randn(*SHAPE, generator=torch.Generator().manual_seed(8))
+    step = {"variance_noise": True} if sampler.endswith("sde") else {}
+    wanted, _ = theirs(scheduler, noise, draws, **step)
+    ours = solve(sampler, path, nodes, noise, two_modes, draws)
+    assert torch.allclose(ours, wanted, atol=1e-4), float((ours - wanted).abs().max())
+
+
+def test_consistency_sampling_on_a_flow_is_theirs(draws: list[Tensor], solve: Solve) -> None:
+    scheduler = scheduler_of("FlowMatchLCM", shift=3.0)
+    scheduler.set_timesteps(STEPS)
+    path = path_named("rectified-flow:shift=3")
+    nodes = nodes_named("linspace")(path, STEPS)
+    check_nodes(scheduler, path, nodes)
+    noise = torch.randn(*SHAPE, generator=torch.Generator().manual_seed(8))
+    wanted, _ = theirs(scheduler, noise, draws)
+    assert torch.allclose(solve("lcm", path, nodes, noise, two_modes, draws), wanted, atol=1e-4)
+
+
+def test_the_third_order_of_the_ode_is_theirs(solve: Solve) -> None:
+    """With 16 steps, where they do not lower the order of the last but one."""
+    scheduler = scheduler_of("DPMSolverMultistep", **LATENT, solver_order=3)
+    scheduler.set_timesteps(16)
+    path = path_named("ddpm-scaled-linear")
+    nodes = nodes_named("sgm-uniform:rounded=true")(path, 16)
+    check_nodes(scheduler, path, nodes)
+    noise = torch.randn(*SHAPE, generator=torch.Generator().manual_seed(8))
+    wanted, _ = theirs(scheduler, noise, [])
+    ours = solve("dpm++-3m-sde:eta=0", path, nodes, noise, two_modes)
+    assert torch.allclose(ours, wanted, atol=1e-4), float((ours - wanted).abs().max())
 
 
 def test_flux_passes_its_own_times() -> None:

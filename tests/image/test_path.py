@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from diptych.image.nodes import NODES, nodes_named
+from diptych.image.nodes import NODES, beta_quantile, nodes_named
 from diptych.image.path import (
     PATHS,
     add_noise,
@@ -183,3 +184,31 @@ def test_the_last_node_may_be_the_least_noisy_one_that_training_saw() -> None:
 def test_settings_of_a_path_that_cannot_be_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         path_named(name)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 25])
+def test_rules_of_comfyui_are_theirs(steps: int) -> None:
+    """Written out from their tables of levels, 1000 of them, with the logarithm straight between two."""
+    path = path_named("ddpm-scaled-linear")
+    table = np.array([path.at_timestep(timestep).noise_ratio for timestep in range(1000)])
+
+    def between(timesteps: np.ndarray) -> np.ndarray:
+        return np.exp(np.interp(timesteps, np.arange(1000), np.log(table)))
+
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+    wanted = {
+        "simple": [table[-(1 + int(k * 1000 / steps))] for k in range(steps)],
+        "normal": between(np.linspace(999, 0, steps)),
+        "sgm_uniform": between(np.linspace(999, 0, steps + 1)[:-1]),
+        "ddim_uniform": table[1 :: 1000 // steps][::-1],
+        "beta": table[np.rint(quantiles * 999).astype(int)],
+    }
+    for rule, levels in wanted.items():
+        found = [node.noise_ratio for node in nodes_named(rule)(path, steps)]
+        assert found == pytest.approx([*levels, 0], rel=1e-6), rule
+
+
+def test_quantiles_of_the_beta_distribution_are_scipys() -> None:
+    for a, b in ((0.6, 0.6), (2.0, 5.0), (1.0, 1.0)):
+        for part in (0.0, 0.01, 0.3, 0.5, 0.77, 0.999, 1.0):
+            assert beta_quantile(part, a, b) == pytest.approx(scipy.stats.beta.ppf(part, a, b), abs=1e-8)

@@ -85,8 +85,8 @@ ORDERS = {
     "deis:order=3": (2.6, 3.4),
     "lms": (3.0, 4.2),
     "lms:order=2": (1.8, 2.2),
-    "ipndm": (0.9, 2.2),  # as if its steps were equal, which these are not
-    "plms": (0.9, 2.2),
+    "ipndm": (1.85, 2.2),  # as if its steps were equal, which these are not
+    "plms": (1.85, 2.2),
 }
 
 
@@ -281,7 +281,8 @@ def test_names_of_other_programs_are_understood() -> None:
         ("dpmpp_2m", "dpm++-2m", "karras"),
         ("dpmpp_3m_sde_gpu", "dpm++-3m-sde", "exponential"),
         ("dpm_2_ancestral", "dpm2-ancestral", "karras"),
-        ("uni_pc_bh2", "unipc", "karras"),
+        ("uni_pc_bh2", "unipc:order=3", "karras"),
+        ("UniPC", "unipc:order=3,variant=bh1", "karras"),
         ("DDIMScheduler", "ddim", "leading"),
         ("UniPCMultistepScheduler", "unipc", "sgm-uniform:rounded=true"),
         ("dpm++2m", "dpm++-2m", "karras"),

@@ -30,8 +30,12 @@ def image(
     width: Annotated[int | None, typer.Option(help="Pixels across.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels down.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps from static to picture. [the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option(help="How a step is taken: ddim, heun, ... [the model's]")] = None,
-    nodes: Annotated[str | None, typer.Option(help="Noise levels: karras, uniform. [the sampler's own]")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="How a step is taken: dpm++-2m, unipc, heun, ... [the model's]")
+    ] = None,
+    nodes: Annotated[
+        str | None, typer.Option(help="Noise levels: karras, sgm-uniform, ... [the sampler's own]")
+    ] = None,
     seed: frame.Seed = None,
     model: Annotated[str | None, typer.Option(help="A bundled model or a checkpoint directory. [brush]")] = None,
     device: frame.Device = None,

@@ -20,7 +20,7 @@ def noise(
     photo: Annotated[Path, typer.Argument(help="Any picture file.")],
     out: Annotated[Path | None, typer.Option(help="The filmstrip to write (.png). [PHOTO-noise.png]")] = None,
     pictures: Annotated[int, typer.Option(help="Pictures in the strip, from the photo to pure static.")] = 8,
-    path: Annotated[str, typer.Option(help="How the noise grows: ddpm-linear, ddpm-cosine, ...")] = "ddpm-linear",
+    path: Annotated[str, typer.Option(help="How the noise grows: ddpm-linear, rectified-flow, ...")] = "ddpm-linear",
     seed: frame.Seed = None,
 ) -> None:
     """Write a filmstrip of a photo turning into static over 1000 steps."""
@@ -67,6 +67,8 @@ def _ratio(node: "Node") -> tuple[str, str]:
     """alpha^2 / sigma^2 as a proportion, and in decibels."""
     if node.sigma == 0:
         return "no noise", "inf dB"
+    if node.alpha == 0:
+        return "no signal", "-inf dB"
     ratio = math.exp(node.log_snr)
     larger = max(ratio, 1 / ratio)
     shown = f"{larger:.1f}" if larger < 100 else f"{larger:,.0f}"

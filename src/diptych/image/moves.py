@@ -7,6 +7,7 @@ where the picture is pure noise.
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diptych.image.path import Node
@@ -22,8 +23,9 @@ class Visit:
 
     @property
     def slope(self) -> Tensor:
-        """d(x / scale) / d(sigma / scale): the predicted noise on most paths, the velocity on the flow's."""
-        return (self.x - self.node.scale * self.denoised) / self.node.sigma
+        """d(x / scale) / d(sigma / scale): the predicted noise on most paths, the velocity on the flow's. Where the
+        scale is 0 there is none."""
+        return (self.x / self.node.scale - self.denoised) / self.node.coordinate
 
     @property
     def noise(self) -> Tensor:
@@ -59,8 +61,8 @@ def ancestral_levels(here: Node, there: Node, eta: float) -> tuple[float, float]
     k-diffusion's, written with sigmas, are this one.
     """
     goal = there.noise_ratio
-    new = 1 - (goal / here.noise_ratio) ** 2  # share of the variance at `there` that `here` knows nothing of
-    return goal * math.sqrt(1 - eta * eta * new), goal * eta * math.sqrt(new)
+    known = (goal / here.noise_ratio) ** 2  # share of the variance at `there` that `here` knows of
+    return goal * math.sqrt((1 - eta * eta) + eta * eta * known), goal * eta * math.sqrt(1 - known)
 
 
 def level(ratio: float, like: Node) -> Node:
@@ -78,14 +80,12 @@ def ancestral(x: Tensor, denoised: Tensor, here: Node, there: Node, noise: Tenso
     if eta == 0 or there.sigma == 0:
         return first_order(x, denoised, here, there)
     down, up = ancestral_levels(here, there, eta)
-    below = level(down, there)
-    return raised(first_order(x, denoised, here, below), below, there, up, noise)
+    kept = down / here.sigma
+    return there.alpha * kept * x + there.alpha * (1 - kept * here.alpha) * denoised + there.alpha * up * noise
 
 
 def drawn(start: Visit, arrived: Visit, eta: float) -> Tensor:
     """The noise that `ancestral` was given on the way from one visit to the next, read off the picture there."""
-    there = arrived.node
-    down, up = ancestral_levels(start.node, there, eta)
-    below = level(down, there)
-    unmoved = first_order(start.x, start.denoised, start.node, below) / below.alpha
-    return (arrived.x / there.alpha - unmoved) / up
+    _, up = ancestral_levels(start.node, arrived.node, eta)
+    unmoved = ancestral(start.x, start.denoised, start.node, arrived.node, torch.zeros(()), eta)
+    return (arrived.x - unmoved) / (arrived.node.alpha * up)

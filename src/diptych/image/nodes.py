@@ -72,6 +72,8 @@ def sgm_uniform(path: Path, steps: int, rounded: bool = False) -> list[Node]:
     Args:
         rounded: to trained steps, as diffusers' multistep solvers do.
     """
+    if path.kind == "flow":  # towards the same least time as that of `linspace`
+        return linspace(path, steps + 1)[:-1]
     timesteps = np.linspace(_last(path) - 1, 0, steps + 1)[:-1]
     return _at(path, timesteps.round()) if rounded else _on_the_line(path, timesteps)
 
@@ -240,12 +242,14 @@ def _levels(path: Path, coordinates: Sequence[float] | np.ndarray) -> list[Node]
 
 def beta_quantile(part: float, a: float, b: float) -> float:
     """Where the beta distribution has `part` of its weight below: the inverse of the regularised incomplete beta
-    function, by halving."""
+    function, by halving, to twelve digits."""
+    if part >= 1:
+        return 1.0
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _incomplete_beta(middle, a, b) < part else (low, middle)
-    return (low + high) / 2
+    return round((low + high) / 2, 12)
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:

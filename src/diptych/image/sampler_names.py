@@ -17,11 +17,16 @@ KNOWN_AS = {
     "dpm++sde": "dpm++-sde",
     "dpm++2sa": "dpm++-2s-ancestral",
     "dpm++2sancestral": "dpm++-2s-ancestral",
-    "unipcbh2": "unipc:variant=bh2",
-    "unipcbh1": "unipc:variant=bh1",
     **{
         name: name for name in ("ddpm", "ddim", "euler", "heun", "dpm2", "lms", "unipc", "deis", "ipndm", "plms", "lcm")
     },
+}
+
+# Ours under the same letters is another: diffusers' settings against those of the authors' code.
+EXACTLY = {
+    "UniPC": "unipc:order=3,variant=bh1",
+    "uni_pc": "unipc:order=3,variant=bh1",
+    "uni_pc_bh2": "unipc:order=3",
 }
 
 # The web interfaces write the node rule after the sampler.
@@ -37,7 +42,7 @@ NODES_AFTER = {
 }
 
 # Class names of diffusers: the sampler, and the nodes that the class takes unless its settings say otherwise.
-CLASSES = {
+CLASSES: dict[str, tuple[str, str | None]] = {
     "DDPM": ("ddpm", "leading"),
     "DDIM": ("ddim", "leading"),
     "EulerDiscrete": ("euler", "linspace"),
@@ -56,6 +61,8 @@ CLASSES = {
     "EDMDPMSolverMultistep": ("dpm++-2m", "karras"),
     "FlowMatchEulerDiscrete": ("euler", "linspace"),
     "FlowMatchHeunDiscrete": ("heun", "linspace"),
+    "FlowMatchLCM": ("lcm", "linspace"),
+    "IPNDM": ("ipndm", None),  # whose nodes are of a path of its own
 }
 
 
@@ -64,6 +71,8 @@ def plain_name(name: str) -> tuple[str, str | None]:
     if (of_class := name.removesuffix("Scheduler")) != name and of_class in CLASSES:
         return CLASSES[of_class]
     word, colon, settings = name.partition(":")
+    if word in EXACTLY and not colon:
+        return EXACTLY[word], None
     joined = re.sub(r"[\s_-]+", "", word.lower()).replace("dpmpp", "dpm++")
     joined = re.sub(r"(gpu|cfg\+\+)$", "", joined) if joined.startswith("dpm++") else joined
     if joined in KNOWN_AS and "-" not in word:
