@@ -59,6 +59,16 @@ def test_a_picture_in_tiles_is_the_whole_picture(name, height, width, tile):
     torch.testing.assert_close(tiles.decode(autoencoder, latents, tile=tile), whole, rtol=0, atol=2e-5)
 
 
+def test_tiles_in_bfloat16_are_as_near_as_the_whole_is():
+    """To what is computed in float32, where the pictures' own rounding is the measure."""
+    exact, fast = made(PUBLISHED), made(PUBLISHED)
+    fast.decoder.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    latents = exact.encode(picture(48, 64))
+    wanted = exact.decode(latents)
+    rounding = (fast.decode(latents) - wanted).square().mean().sqrt()
+    assert (tiles.decode(fast, latents, tile=16) - wanted).square().mean().sqrt() < 1.5 * rounding
+
+
 def test_tiles_that_took_their_own_statistics_would_show():
     """What the counting is for: tiles by themselves, with as much around as they look at, have a step at the border."""
     autoencoder = made(PUBLISHED)

@@ -35,6 +35,29 @@ def model() -> PairingModel:
     return make()
 
 
+def make_clip() -> PairingModel:
+    """With CLIP's own towers."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(CAPTIONS * 3, 290)
+    sizes = {"width": 16, "hidden": 24, "num_layers": 1, "num_heads": 2, "projection": 12}
+    picture = {**sizes, "size": 16, "patch": 8}
+    caption = {**sizes, "vocab_size": tokenizer.size, "length": 32, "end": tokenizer.end}
+    values = {"dimensions": 12, "size": 16, "picture_tower": picture, "caption_tower": caption}
+    return PairingModel("tiny", Pairing(PairingConfig.from_dict(values)).eval(), tokenizer)
+
+
+def test_clips_towers_come_back_as_they_were(pictures: np.ndarray, tmp_path: Path) -> None:
+    model = make_clip()
+    model.save(tmp_path / "model", "card")
+    again = PairingModel.load(tmp_path / "model", device="cpu")
+    assert again.network.config == model.network.config
+    found = again.similarities(pictures, CAPTIONS)
+    torch.testing.assert_close(found, model.see(pictures) @ model.read(CAPTIONS).T)
+    assert found.shape == (4, 4)
+    assert found.std() > 0.01
+    torch.testing.assert_close(found[:, 0], found[:, 3])  # it is the same caption
+
+
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
@@ -102,6 +125,9 @@ def test_a_checkpoint_comes_back_as_it_was(model: PairingModel, pictures: np.nda
         ({"pairing": {"size": 12}}, "pairing size must be a multiple of 8, not 12"),
         ({"pairing": {"widths": [9]}}, "pairing widths must be multiples of 8"),
         ({"pairing": {"dimensions": 0}}, "pairing dimensions must be at least 1, not 0"),
+        ({"pairing": {"picture_tower": {"size": 32}}}, r"pairing size \(64\) must be the picture tower's \(32\)"),
+        ({"pairing": {"size": 64, "picture_tower": {"size": 64}}}, r"must be each tower's projection \(0\)"),
+        ({"pairing": {"caption_tower": {"widths": 3}}}, "unknown tower setting 'widths'; did you mean 'width'"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(

@@ -5,15 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from diptych.data import scenes
 from diptych.data.pairs import ScenePairs, scene_questions
-from diptych.image.pairing import PairingModel
+from diptych.image.pairing import Pairing, PairingModel
 from diptych.train.recipe import Recipe
 from diptych.train.run import RunDirectory
 from diptych.train.tasks import build
-from diptych.train.tasks.contrastive import ContrastiveTask
+from diptych.train.tasks.contrastive import ContrastiveTask, outline
 
 
 def made(recipe: Callable[..., Recipe], *overrides: str) -> ContrastiveTask:
@@ -53,9 +54,17 @@ def test_a_batch_may_not_be_split(recipe: Callable[..., Recipe]) -> None:
     assert ContrastiveTask.is_splittable is False
 
 
-def test_it_learns_which_captions_belong_to_a_few_pictures(recipe: Callable[..., Recipe]) -> None:
+TOWER = "{width = 32, hidden = 64, num_layers = 1, num_heads = 2"
+TOWERS = (f"model.picture_tower={TOWER}, patch = 4}}", f"model.caption_tower={TOWER}, length = 40}}")
+
+
+@pytest.mark.parametrize("towers", [(), TOWERS], ids=["own", "clip"])
+def test_it_learns_which_captions_belong_to_a_few_pictures(
+    recipe: Callable[..., Recipe], towers: tuple[str, ...]
+) -> None:
     """One batch by heart, from no idea (log 8) to nearly none wrong."""
-    task = made(recipe, "run.batch=8")
+    task = made(recipe, "run.batch=8", *towers)
+    assert (task.model.picture_tower is not None) == (task.model.caption_tower is not None) == bool(towers)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=5e-3)
     batch = task.source.batch(0, range(8))
     losses = []
@@ -68,6 +77,22 @@ def test_it_learns_which_captions_belong_to_a_few_pictures(recipe: Callable[...,
     assert losses[0] > 1.5
     assert losses[-1] < 0.7
     assert 1 < figures["scale"] <= 100.001
+
+
+def test_a_tower_is_refused_by_its_key_and_line(recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'pach' in \[model.picture_tower\]; did you mean 'patch'"):
+        made(recipe, "model.picture_tower={pach = 4}")
+    with pytest.raises(ValueError, match=r"a picture tower's size \(16\) must be a multiple of its patch \(5\)"):
+        made(recipe, "model.picture_tower={patch = 5}")
+
+
+def test_a_plan_knows_clips_towers(recipe: Callable[..., Recipe]) -> None:
+    planned = outline(recipe("contrastive", *TOWERS))
+    with torch.random.fork_rng():
+        model = planned.make()
+        assert isinstance(model, Pairing)
+        assert planned.loss(model, planned.batch(4)).ndim == 0
+    assert model.config.picture_tower == made(recipe, *TOWERS).model.config.picture_tower
 
 
 def test_the_finished_pairing_matches(finished: Callable[[str], RunDirectory]) -> None:

@@ -128,7 +128,7 @@ def encoder_sizes_of(directory: str | Path) -> dict[str, Any]:
     whole = config.get("pairing", config)
     sizes = whole.get("encoder") if isinstance(whole, dict) else None
     if not isinstance(sizes, dict):
-        raise ValueError(f"'{directory}' is not a checkpoint with a text encoder")
+        raise ValueError(f"'{directory}' is not a checkpoint with a text encoder of the house's kind")
     return sizes
 
 

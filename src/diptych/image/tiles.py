@@ -179,7 +179,7 @@ def _made(layers: Sequence[nn.Module], x: Tensor, tile: int) -> Tensor:
 
     def fixed(norm: nn.GroupNorm, y: Tensor) -> Tensor:
         mean, variance = known[norm]
-        return F.batch_norm(y, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+        return F.batch_norm(y, mean, variance, norm.weight.float(), norm.bias.float(), False, 0.0, norm.eps)
 
     for norm in norms:
         known[norm] = _moments(norm, _counted(layers, x, tiles, norm, fixed))

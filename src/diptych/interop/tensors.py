@@ -41,7 +41,7 @@ class Place:
     def whole_shape(self) -> tuple[int, ...]:
         """Of each tensor there."""
         own = self.shape[1:] if self.is_stack else self.shape
-        whole = (own[0] * self.parts, *own[1:])
+        whole = (own[0] * self.parts, *own[1:]) if self.parts > 1 else own
         return whole[::-1] if self.is_transposed else whole
 
     def cut(self, found: Mapping[str, Tensor]) -> Tensor:
@@ -49,7 +49,8 @@ class Place:
         if self.is_stack:
             return torch.stack([found[name] for name in self.names])
         whole = found[self.names[0]]
-        return (whole.mT if self.is_transposed else whole).chunk(self.parts)[self.part]
+        turned = whole.mT if self.is_transposed else whole
+        return turned.chunk(self.parts)[self.part] if self.parts > 1 else turned
 
 
 def places(config: DecoderConfig, row: Architecture) -> dict[str, Place]:

@@ -15,6 +15,7 @@ from diptych.data.licences import SCENES
 from diptych.data.pairs import PairBatch, ScenePairs, caption, scene_questions
 from diptych.data.rendered import SceneData
 from diptych.data.scene_pictures import scene_pictures
+from diptych.image.clip import PictureTowerConfig, TextTowerConfig
 from diptych.image.contrast import LOSSES, contrastive_loss, equal_captions
 from diptych.image.encoders import EncoderConfig
 from diptych.image.matching import measure_matching
@@ -43,17 +44,39 @@ class Data(SceneData):
 
 @dataclass(frozen=True)
 class Model:
-    """[model]: the loss and the sizes of the two towers; see `PairingConfig`."""
+    """[model]: the loss and the sizes of the two towers; see `PairingConfig`.
+
+    Args:
+        picture_tower, caption_tower: tables of CLIP's transformers, which take the place of `widths` and `encoder`.
+    """
 
     loss: str = "softmax"
     dimensions: int = 128
     size: int = 64
     widths: tuple[int, ...] = (32, 64, 96)
     encoder: dict[str, Any] = field(default_factory=dict)
+    picture_tower: dict[str, Any] = field(default_factory=dict)
+    caption_tower: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"model.loss must be one of {', '.join(LOSSES)}, not '{self.loss}'")
+
+
+def pairing_config(recipe: Recipe, vocab_size: int, end: int = 0) -> PairingConfig:
+    """The two towers that a recipe asks for, which read a vocabulary of that size with that end of a text."""
+    settings = recipe.section("model", Model)
+    values: dict[str, Any] = {name: getattr(settings, name) for name in ("loss", "dimensions", "size", "widths")}
+    values["encoder"] = {"vocab_size": vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
+    projects = {"projection": settings.dimensions}
+    if settings.picture_tower:
+        sees = projects | {"size": settings.size}
+        values["picture_tower"] = sees | recipe.sizes("model.picture_tower", PictureTowerConfig)
+    if settings.caption_tower:
+        reads = projects | {"vocab_size": vocab_size, "end": end}
+        values["caption_tower"] = reads | recipe.sizes("model.caption_tower", TextTowerConfig)
+    with recipe.checking("model"):
+        return PairingConfig.from_dict(values)
 
 
 class ContrastiveTask:
@@ -67,10 +90,7 @@ class ContrastiveTask:
         self.recipe = recipe
         self.data = recipe.section("data", Data)
         settings = recipe.section("model", Model)
-        sizes = {name: getattr(settings, name) for name in ("loss", "dimensions", "size", "widths")}
-        encoder_sizes = {"vocab_size": self.data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
-        with recipe.checking("model"):
-            PairingConfig.from_dict(sizes | {"encoder": encoder_sizes})
+        pairing_config(recipe, self.data.vocab_size)
         if self.data.size < settings.size:
             with recipe.checking("data", "size"):
                 raise ValueError(f"data.size must be at least model.size ({settings.size}), not {self.data.size}")
@@ -82,7 +102,7 @@ class ContrastiveTask:
         words = (caption(self.data, scenes.scene_at(self.data.seed, index), index, 0) for index in known)
         with recipe.checking("data", "vocab_size"):
             tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
-        config = PairingConfig.from_dict(sizes | {"encoder": encoder_sizes | {"vocab_size": tokenizer.size}})
+        config = pairing_config(recipe, tokenizer.size, tokenizer.end)
         if start:
             start.check("pairing", config.to_dict())
         self.device, _ = choose()
@@ -94,7 +114,7 @@ class ContrastiveTask:
         self.matcher = PairingModel(recipe.name, self.model, tokenizer)
         drawn = scene_pictures(self.data.seed, self.data.scenes, self.data.size)
         self.source = ScenePairs(
-            self.data, drawn, tokenizer, config.encoder.length, config.size, recipe.run.seed, recipe.run.batch
+            self.data, drawn, tokenizer, config.length, config.size, recipe.run.seed, recipe.run.batch
         )
         held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
         self.pictures = drawn.pixels.array[held_out.start :]
@@ -170,15 +190,12 @@ def build(recipe: Recipe) -> ContrastiveTask:
 
 
 def outline(recipe: Recipe) -> Outline:
-    data, settings = recipe.section("data", Data), recipe.section("model", Model)
-    encoder = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
-    names = ("loss", "dimensions", "size", "widths")
-    with recipe.checking("model"):
-        config = PairingConfig.from_dict({name: getattr(settings, name) for name in names} | {"encoder": encoder})
+    data = recipe.section("data", Data)
+    config = pairing_config(recipe, data.vocab_size)
 
     def batch(rows: int) -> PairBatch:
         pictures = torch.randn(rows, 3, config.size, config.size).contiguous(memory_format=torch.channels_last)
-        tokens = torch.zeros(rows, config.encoder.length, dtype=torch.int64)
+        tokens = torch.zeros(rows, config.length, dtype=torch.int64)
         return PairBatch(pictures, tokens, torch.ones_like(tokens).bool())
 
     def loss(model: Pairing, batch: PairBatch) -> Tensor:
