@@ -99,6 +99,8 @@ def theirs(scheduler: Any, noise: Tensor, draws: list[Tensor], **step: Any) -> t
             output = (x - denoised) / node.sigma
         else:
             output = (x - node.alpha * denoised) / node.sigma
+        if scheduler.config.get("prediction_type") == "v_prediction":
+            output = node.alpha * output - node.sigma * denoised
         if step.get("variance_noise"):
             x = scheduler.step(output, timestep, x, **(step | {"variance_noise": next(taken)}))[0]
         else:
@@ -141,6 +143,13 @@ PAIRS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("DDPM", {"clip_sample": False}, "ddpm", "leading", {}),
     ("DDPM", {"clip_sample": False, "timestep_spacing": "trailing"}, "ddpm", "trailing", {}),
     ("PNDM", {"skip_prk_steps": True, "set_alpha_to_one": True}, "plms", "leading", {}),
+    (  # which remembers v there, and not the noise
+        "PNDM",
+        {"skip_prk_steps": True, "set_alpha_to_one": True, "prediction_type": "v_prediction"},
+        "plms:of=v",
+        "leading",
+        {},
+    ),
     ("LCM", {}, "lcm", "lcm", {}),
     ("EulerDiscrete", {}, "euler", "linspace", {}),
     ("EulerDiscrete", {"timestep_spacing": "leading", "steps_offset": 1}, "euler", "leading:offset=1", {}),

@@ -169,6 +169,8 @@ def test_times_are_distributed_as_their_papers_say() -> None:
     assert (uniform.min().item(), uniform.max().item()) == pytest.approx((0.001, 1), abs=1e-3)
     for name in TIMES:
         ends = times_named(name)(flow, torch.tensor([0.0, 1.0], dtype=torch.float64))
+        assert ends.min() >= flow.end
+        assert ends.max() <= 1
         assert torch.isfinite(torch.stack(flow.coefficients(ends))).all()
 
 

@@ -155,3 +155,18 @@ def test_a_generation_stopped_early_shows_the_last_estimate(tiny: ImageModel) ->
 def test_wrong_settings_are_refused_before_any_work(tiny: ImageModel, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny.generate(**{"prompt": "a cat", **settings})
+
+
+def test_a_list_of_nodes_is_painted_at_and_counted(tiny: ImageModel) -> None:
+    """Whatever number of steps is asked for; and its facts paint it again."""
+    result = tiny.generate("a cat", nodes="sigmas:18,4,1,0.2", seed=1).result()
+    assert [step.sigma / step.alpha for step in result.steps] == pytest.approx([18, 4, 1, 0.2])
+    assert (result.settings["steps"], result.settings["nodes"]) == (4, "sigmas:18,4,1,0.2")
+    again = tiny.generate("a cat", steps=4, nodes="sigmas:18,4,1,0.2", seed=1).result()
+    assert torch.equal(again.latents, result.latents)
+
+
+def test_a_name_of_another_program_paints_what_it_means(tiny: ImageModel) -> None:
+    theirs = tiny.generate("a cat", steps=4, sampler="DPM++ 2M Exponential", seed=1).result()
+    ours = tiny.generate("a cat", steps=4, sampler="dpm++-2m", nodes="exponential", seed=1).result()
+    assert torch.equal(theirs.latents, ours.latents)

@@ -193,6 +193,12 @@ def nodes_named(name: str) -> Rule:
     return nodes
 
 
+def steps_of(name: str, steps: int) -> int:
+    """How many steps are taken where so many are asked for: a list has a number of its own."""
+    word, _, rest = name.partition(":")
+    return sum(1 for value in _numbers(word, rest) if value) if word in LISTS else steps
+
+
 def _numbers(kind: str, text: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]

@@ -91,7 +91,7 @@ def times_named(name: str) -> Callable[[Path, Tensor], Tensor]:
         # A normal draw is finite where its part of the whole is inside 0..1.
         inside = parts if word == "uniform" else parts.clamp(1e-9, 1 - 1e-9)
         found = TIMES[word](path, inside, **settings)
-        return found if path.kind == "exploding" else found.clamp(max=1.0)
+        return found if path.kind == "exploding" else found.clamp(path.end, 1.0)  # EDM's go beyond its path's ends
 
     return times
 

@@ -22,7 +22,7 @@ from diptych.image.condition import Condition, blend, join
 from diptych.image.denoiser import Denoiser
 from diptych.image.guidance import Guidance, check_sane, guide
 from diptych.image.moves import Visit
-from diptych.image.nodes import nodes_named
+from diptych.image.nodes import nodes_named, steps_of
 from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.photo import to_bytes, to_picture
 from diptych.image.samplers import VISITS, Sampler, sampler_named
@@ -410,7 +410,7 @@ class ImageRunner:
             "count": request.count,
             "sampler": request.sampler,
             "nodes": request.nodes or job.sampler.nodes,
-            "steps": request.steps,
+            "steps": steps_of(request.nodes or job.sampler.nodes, request.steps),
             "guidance_scale": request.told_scale or request.guidance.scale,
             "height": images[0].height,
             "width": images[0].width,
