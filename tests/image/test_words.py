@@ -11,15 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import diptych
-from diptych.core.attention import Attention
+from diptych.core import attention as core_attention
+from diptych.core.attention import Attention, attend
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.trace import Trace
+from diptych.image import joint
 from diptych.image import words as recorder
 from diptych.image.condition import Condition
+from diptych.image.dit import DiT, DiTConfig
+from diptych.image.mmdit import MMDiT, MMDiTConfig
 from diptych.image.model import ImageModel
 from diptych.image.path import Node
 from diptych.image.record import ImageResult
 from diptych.image.runner import ImageRequest
+from diptych.image.unet import UNet, UNetConfig
 from diptych.image.word_maps import WordMaps, centre, figures
 from diptych.image.words import Watch, WordAttention, grid_of, of_words, resized, watching, words_in
 
@@ -132,6 +137,68 @@ def test_a_map_of_a_large_picture_is_kept_small() -> None:
     attention = WordAttention((200, 100), 3, torch.arange(1))
     attention.add(random(1, 1, 200 * 100, 4), random(1, 1, 3, 4))
     assert shares_of(attention).shape == (1, 3, 50, 25)
+
+
+NETWORKS: list[Callable[[], nn.Module]] = [
+    lambda: UNet(UNetConfig(channels=4, widths=(32, 64), has_attention=(True, True), head_dim=32, context_width=16)),
+    lambda: DiT(DiTConfig(channels=4, num_heads=2, width=32, num_layers=2, context_width=16)),
+    lambda: DiT(DiTConfig(channels=4, num_heads=2, width=32, num_layers=2, context_width=16, prompt="tokens")),
+    lambda: MMDiT(
+        MMDiTConfig(channels=4, num_heads=2, head_dim=16, joint_layers=3, dual_layers=(1,), context_width=16)
+    ),
+    lambda: MMDiT(
+        MMDiTConfig(
+            channels=4,
+            num_heads=2,
+            head_dim=16,
+            joint_layers=2,
+            single_layers=2,
+            ends_words=False,
+            context_width=16,
+            positions="rotary",
+            axes=(4, 6, 6),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("make", NETWORKS, ids=["unet", "dit-cross", "dit-tokens", "mmdit", "flux"])
+@torch.no_grad()
+def test_in_every_network_the_maps_are_of_the_attention_that_it_uses(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the queries and keys that reach the kernel, caught on their way."""
+    torch.manual_seed(1)
+    network = make()
+    for parameter in network.parameters():
+        if not parameter.any():  # what training starts at zero would leave later layers unseen
+            nn.init.normal_(parameter, std=0.1)
+    words = 5
+    caught: list[Tensor] = []
+
+    def catch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+        is_joint = q.shape[2] == k.shape[2] == words + 24
+        if is_joint or k.shape[2] == words:
+            scores = (q @ k.mT / math.sqrt(q.shape[-1])).double()
+            odds = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+            odds = odds[..., words if is_joint else 0 :, :words].mean(1).mT
+            side = {96: (8, 12), 24: (4, 6)}[odds.shape[-1]]
+            caught.append(odds.unflatten(-1, side))
+        return attend(q, k, v, mask, *rest, **named)
+
+    for place in (core_attention, joint):
+        monkeypatch.setattr(place, "attend", catch)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    tokens: list[recorder.Word] = [(str(place), (place,)) for place in range(words)]
+    watch = Watch(tokens)
+    with watching(network, (8, 12), words, [(slice(0, 1), None), (slice(1, 2), watch)]):
+        network(random(2, 4, 8, 12), torch.tensor([0.3, 0.7]), random(2, words, 16, seed=1), mask)
+    finest = max((one.shape[-2:] for one in caught), key=math.prod)
+    assert len(caught) >= 2
+    whole = sum(F.interpolate(one, size=finest, mode="bilinear") for one in caught)
+    assert isinstance(whole, Tensor)
+    assert watch.seen is not None
+    assert torch.allclose(watch.seen.double(), (whole / whole.sum(1, keepdim=True))[1:], atol=1e-3)
 
 
 @torch.no_grad()

@@ -54,7 +54,10 @@ def words(
     if out is not None:
         _draw(recorded, maps, file, out, places, counted, frame.spread(counted, columns), sample - 1)
         if not json:
-            print(f"{out}: {len(places)} words, {min(columns, len(counted))} of {len(recorded)} steps and their mean")
+            shown = (
+                f"{len(places)} word{'s' * (len(places) != 1)}, {min(columns, len(counted))} of {len(recorded)} steps"
+            )
+            print(f"{out}: {shown} and their mean")
 
 
 def _draw(

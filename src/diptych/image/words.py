@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.attention import Attention
+from diptych.core.positions import apply_rotary
+from diptych.image.dit import DiTBlock
+from diptych.image.joint import JointAttention, SingleBlock
 
 Word = tuple[str, tuple[int, ...]]  # a word of the prompt, and where in the context its tokens stand
 Size = tuple[int, int]
@@ -92,32 +95,43 @@ def of_words(maps: Tensor, words: Sequence[Word]) -> Tensor:
 
 # From a module and its arguments to queries (B, H, N, D) of the picture's places, keys (B, H or a divisor of it, S or
 # more, D), the words' first, and a mask that is broadcast to (B, 1, N, S or more); None where no words are looked at.
-Looks = Callable[[Any, tuple[Any, ...], dict[str, Any], int], tuple[Tensor, Tensor, Tensor | None] | None]
+Look = tuple[Tensor, Tensor, Tensor | None] | None
+Looks = Callable[[Any, tuple[Any, ...], dict[str, Any], int], Look]
 
 
 def lookers(network: nn.Module) -> Iterator[tuple[nn.Module, Looks]]:
     """The modules of a network where words are looked at, and how each does it."""
     for module in network.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, JointAttention):
+            yield module, jointly
+        elif isinstance(module, SingleBlock) or (isinstance(module, DiTBlock) and module.cross_attention is None):
+            yield module.attention, in_one_row
+        elif isinstance(module, Attention):
             yield module, across
 
 
-def across(
-    attention: Attention, arguments: tuple[Any, ...], named: dict[str, Any], length: int
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
+def across(attention: Attention, arguments: tuple[Any, ...], named: dict[str, Any], length: int) -> Look:
     """Cross-attention: only words are looked at."""
     context = named.get("context")
     if context is None:
         return None
-    return *queries_and_keys(attention, arguments[0], context), named.get("mask")
+    q, k, _ = attention.heads(arguments[0], context)
+    return q, k, named.get("mask")
 
 
-def queries_and_keys(attention: Attention, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    q = attention.query(x).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-    k = attention.key(source).unflatten(-1, (attention.num_kv_heads, attention.head_dim)).transpose(1, 2)
-    if attention.query_norm is not None and attention.key_norm is not None:
-        q, k = attention.query_norm(q), attention.key_norm(k)
-    return q, k
+def jointly(attention: JointAttention, arguments: tuple[Any, ...], named: dict[str, Any], length: int) -> Look:
+    """Words and picture look at both, each side by weights of its own."""
+    q, k, _ = attention.heads(*arguments[:3])
+    return q[:, :, length:], k, arguments[3]
+
+
+def in_one_row(attention: Attention, arguments: tuple[Any, ...], named: dict[str, Any], length: int) -> Look:
+    """Words and picture are one row of tokens."""
+    q, k, _ = attention.heads(arguments[0])
+    if (rotary := named.get("rotary")) is not None:
+        cos, sin = rotary
+        q, k = (apply_rotary(turned, cos, sin, attention.pairs_neighbours) for turned in (q, k))
+    return q[:, :, length:], k, named.get("mask")
 
 
 class WordAttention:
