@@ -309,7 +309,7 @@ def test_a_prompt_is_split_as_its_encoder_reads_it(tiny: ImageModel) -> None:
     assert [word for word, _ in found] == ["a", "cat", "on", "a", "beach"]
     assert found == tiny.prompter.words("a cat on a beach")
     assert found[0][1] == (1,)
-    assert tiny.prompter.words("a (cat:1.3) on ((a beach):0.8)") == found
+    assert tiny.prompter.words("a (cat:1.3) on (a (beach:2):0.8)") == found
 
 
 def test_words_are_the_sums_of_their_tokens() -> None:
