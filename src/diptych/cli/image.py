@@ -157,7 +157,7 @@ def image(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Keep every step, and what each word did, in this file (.trace).", rich_help_panel=SHOW),
+        typer.Option(help="Keep every step, with maps of the words, here (.trace).", rich_help_panel=SHOW),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Tell in plain language how the picture comes.", rich_help_panel=SHOW)
