@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diptych.image.guidance import Guidance
 from diptych.image.model import ImageModel
-from diptych.image.runner import ImageRequest, ImageResult
+from diptych.image.record import ImageResult
+from diptych.image.runner import ImageRequest
 from diptych.image.samplers import SAMPLERS
 
 

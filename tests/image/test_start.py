@@ -12,7 +12,8 @@ from diptych.image.enlarge import enlarge
 from diptych.image.model import ImageModel
 from diptych.image.outpaint import widened
 from diptych.image.photo import open_picture, to_bytes, to_tensor
-from diptych.image.runner import ImageRequest, ImageResult
+from diptych.image.record import ImageResult
+from diptych.image.runner import ImageRequest
 from diptych.image.start import STRENGTH, Start, fitted, fitting_size
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "plan": "say what training a recipe will take",
     "score": "say how likely a model holds a text, token by token",
     "evaluate": "measure how good a model is",
-    "trace": "look at a recorded generation: film, show",
+    "trace": "look at a recorded generation: film, show, words",
     "models": "list the bundled models; import and export others",
 }
 HELP = """\

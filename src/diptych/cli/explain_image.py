@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from diptych.core.generation import Generation
-    from diptych.image.runner import ImageResult, ImageStep
+    from diptych.image.record import ImageResult, ImageStep
 
 TOLD = 9  # steps that get a line, of however many
 # Words for colours, as sRGB; the nearest in Oklab (Ottosson 2020) names a pixel.

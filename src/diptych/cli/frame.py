@@ -213,3 +213,21 @@ def json_line(value: dict[str, Any]) -> None:
     import json
 
     print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def spread(among: range, most: int) -> list[int]:
+    """At most so many of a range, evenly spread, its ends among them; the last one where one is wanted."""
+    if most < 2:
+        return [among[-1]]
+    return sorted({among[round(place * (len(among) - 1) / (most - 1))] for place in range(most)})
+
+
+def noise_share(facts: dict[str, Any]) -> float:
+    """Share of the picture's variance that is noise at a recorded step, for a picture of unit variance."""
+    sigma, alpha = float(facts["sigma"]), float(facts["alpha"])
+    return sigma**2 / (alpha**2 + sigma**2)
+
+
+def step_caption(facts: list[dict[str, Any]], index: int) -> list[str]:
+    """What stands under the picture of a recorded step."""
+    return [f"step {index + 1} of {len(facts)}", f"{100 * noise_share(facts[index]):.0f} % noise"]

@@ -17,7 +17,7 @@ from diptych.cli.image_variations import DISTANCE, paint_variations
 
 if TYPE_CHECKING:
     from diptych.core.generation import Generation
-    from diptych.image.runner import ImageResult, ImageStep
+    from diptych.image.record import ImageResult, ImageStep
 
 SEVERAL = {"frames": paint_frames, "grid": paint_grid, "variations": paint_variations}
 GUIDANCE, FROM, MORE, SHOW = "Guidance", "From a picture", "Several pictures", "Output"
@@ -156,7 +156,8 @@ def image(
         ),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Keep every step in this file (.trace).", rich_help_panel=SHOW)
+        Path | None,
+        typer.Option(help="Keep every step, with maps of the words, here (.trace).", rich_help_panel=SHOW),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Tell in plain language how the picture comes.", rich_help_panel=SHOW)
@@ -242,7 +243,8 @@ def _one(
     Args:
         chosen: which picture of several to keep; None is all.
     """
-    painted = easel.paint(easel.begin(), watch)
+    recording = {"words": trace is not None}
+    painted = easel.paint(easel.begin(**recording), watch, **recording)
     kept = range(len(painted.images)) if chosen is None else [chosen]
     paths = save([painted.images[number] for number in kept], [painted.facts[number] for number in kept], out)
     if trace:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from diptych.core.generation import Generation
     from diptych.image.model import ImageModel
-    from diptych.image.runner import ImageResult, ImageStep
+    from diptych.image.record import ImageResult, ImageStep
 
 Watch = Callable[["Generation[ImageStep, ImageResult]", str], None]
 

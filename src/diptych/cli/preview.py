@@ -18,7 +18,7 @@ from diptych.cli import frame
 if TYPE_CHECKING:
     from PIL import Image
 
-    from diptych.image.runner import ImageStep
+    from diptych.image.record import ImageStep
 
 COLUMNS, ROWS = 48, 24  # cells of the preview
 PAUSE = 0.25  # seconds between previews at least: decoding one takes a while

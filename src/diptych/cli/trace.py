@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diptych.cli import UsageError, frame
+from diptych.cli.trace_words import words
 
 if TYPE_CHECKING:
     from diptych.core.trace import Trace
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 app = frame.application("Look at a generation that --trace recorded.")
 File = Annotated[Path, typer.Argument(help="A trace that 'diptych image --trace' or 'diptych text --trace' wrote.")]
 MOST = 100
+app.command()(words)
 
 
 @app.command()
@@ -43,10 +45,9 @@ def film(
     if not 1 <= sample <= count:
         raise UsageError(f"sample must be from 1 to {count}, the pictures in '{file}', not {sample}")
     steps = len(recorded)
+    chosen = frame.spread(range(steps), pictures)
     rows = [[to_picture(step[sample - 1]) for step in recorded.arrays[name]] for name in ("preview_noisy", "preview")]
-    chosen = sorted({round(place * (steps - 1) / (pictures - 1)) for place in range(pictures)})
-    shares = [f"{100 * _share(facts):.0f} % noise" for facts in recorded.facts]
-    captions = [[f"step {index + 1} of {steps}", shares[index]] for index in chosen]
+    captions = [frame.step_caption(recorded.facts, index) for index in chosen]
     names = ("the noisy picture", "the network's guess of the finished one")
     strip = filmstrip([[row[index] for index in chosen] for row in rows], captions, names)
     save_strip(strip, out)
@@ -105,7 +106,7 @@ def _show_image(recorded: "Trace") -> None:
     for index, facts in enumerate(recorded.facts):
         log_snr = "∞" if facts["log_snr"] is None else f"{facts['log_snr']:.2f}"
         push = f"{100 * facts['guidance_push']:.1f} %"
-        share = f"{100 * _share(facts):.1f} %"
+        share = f"{100 * frame.noise_share(facts):.1f} %"
         print(f"{index + 1:>5} {facts['sigma']:>8.4f} {facts['alpha']:>8.4f} {log_snr:>8} {share:>7} {push:>9}")
     shown = ("prompt", "negative_prompt", "seed", "sampler", "nodes", "guidance_scale", "count")
     also = ("picture", "strength", "mask", "outpaint", "to_prompt", "to_seed", "share", "turns", "enlarge", "weaker")
@@ -117,12 +118,6 @@ def _show_image(recorded: "Trace") -> None:
 def _source(value: Any) -> Any:
     """A file that a picture began from is told by its path."""
     return value["path"] if isinstance(value, dict) and "path" in value else value
-
-
-def _share(facts: dict[str, Any]) -> float:
-    """Share of the picture's variance that is noise, for a picture of unit variance."""
-    sigma, alpha = float(facts["sigma"]), float(facts["alpha"])
-    return sigma**2 / (alpha**2 + sigma**2)
 
 
 def _numbers(recorded: "Trace", index: int) -> dict[str, Any]:

@@ -130,6 +130,11 @@ class Tokenizer:
         self._engine.encode_special_tokens = True
         return [encoding.ids for encoding in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each token of `encode` stands: (start, end) in characters."""
+        self._engine.encode_special_tokens = True
+        return list(self._engine.encode(text, add_special_tokens=False).offsets)
+
     def bordered(self, ids: Iterable[int]) -> list[int]:
         """A document's tokens between begin and end; without a begin, the end of the document before stands there."""
         return [self.end if self.begin is None else self.begin, *ids, self.end]

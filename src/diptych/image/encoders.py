@@ -143,10 +143,15 @@ def trained_encoder(directory: str | Path) -> tuple[TextEncoder, Tokenizer]:
     return encoder.requires_grad_(False).eval(), Tokenizer.load(Path(directory) / "tokenizer.json")
 
 
+def as_read(prompt: str, tokenizer: Tokenizer | PromptTokenizer) -> str:
+    """What of a prompt is tokenised: the house's own tokenizers read small letters, without space around them."""
+    return prompt.strip().lower() if isinstance(tokenizer, Tokenizer) else prompt
+
+
 def encode_prompts(
     tokenizer: Tokenizer | PromptTokenizer, prompts: list[str], length: int, *, cuts: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of prompts, each (B, length), padded; the house's own tokenizers read in lower case.
+    """Token ids and mask of prompts, each (B, length), padded.
 
     An empty prompt is begin and end alone: what caption dropout trains, and what guidance moves away from.
 
@@ -156,13 +161,12 @@ def encode_prompts(
     Raises:
         ValueError: a prompt with too many tokens that is not to be cut.
     """
-    is_ours = isinstance(tokenizer, Tokenizer)
     pad = tokenizer.pad if isinstance(tokenizer, PromptTokenizer) else tokenizer.end
     tokens = torch.full((len(prompts), length), pad, dtype=torch.long)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
     borders = len(tokenizer.bordered([]))
     for row, prompt in enumerate(prompts):
-        ids = tokenizer.bordered(tokenizer.encode(prompt.strip().lower() if is_ours else prompt))
+        ids = tokenizer.bordered(tokenizer.encode(as_read(prompt, tokenizer)))
         if cuts and len(ids) > length:
             ids = [*ids[: length - 1], tokenizer.end]
         if len(ids) > length:

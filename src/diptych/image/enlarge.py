@@ -14,7 +14,7 @@ from diptych.image.start import fitted
 if TYPE_CHECKING:
     from diptych.core.generation import Generation
     from diptych.image.model import ImageModel
-    from diptych.image.runner import ImageResult, ImageStep
+    from diptych.image.record import ImageResult, ImageStep
 
 STRENGTH = 0.3  # of the second pass
 MOST = 8  # times as wide

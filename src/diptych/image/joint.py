@@ -34,13 +34,18 @@ class JointAttention(nn.Module):
         self, x: Tensor, words: Tensor, angles: Angles | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, N, width) and words (B, S, width); angles and mask are of S + N tokens."""
+        q, k, v = self.heads(x, words, angles)
+        seen = attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        of_words, of_patches = seen.split((words.shape[1], x.shape[1]), dim=1)
+        return self.patches.output(of_patches), None if self.is_last else self.words.output(of_words)
+
+    def heads(self, x: Tensor, words: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all tokens: (B, heads, S + N, head_dim)."""
         pairs = zip(self.words.heads(words), self.patches.heads(x), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
         if angles is not None:
             q, k = (apply_rotary(turned, *angles, pairs_neighbours=True) for turned in (q, k))
-        seen = attend(q, k, v, mask).transpose(1, 2).flatten(2)
-        of_words, of_patches = seen.split((words.shape[1], x.shape[1]), dim=1)
-        return self.patches.output(of_patches), None if self.is_last else self.words.output(of_words)
+        return q, k, v
 
 
 class JointBlock(nn.Module):

@@ -26,7 +26,8 @@ from diptych.image.networks import NETWORKS, kind_of, make_network
 from diptych.image.path import Path, path_named
 from diptych.image.photo import to_pixels
 from diptych.image.prompts import OwnPrompter, Prompter
-from diptych.image.runner import ImageRequest, ImageResult, ImageRunner, ImageStep, Kit
+from diptych.image.record import ImageResult, ImageStep
+from diptych.image.runner import ImageRequest, ImageRunner, Kit
 from diptych.image.start import Start
 from diptych.image.validation import DenoisingLoss, denoising_loss, latents_of
 
@@ -211,6 +212,7 @@ class ImageModel:
             multiple=self.multiple,
             numbers=self.numbers,
             starts_whole=self.starts_whole,
+            words=self.prompter.words,
             weaker=None if weaker is None else weaker._kit(),
             name=self.name,
             facts=facts if weaker is None else facts | {"weaker": weaker.name},
@@ -251,6 +253,7 @@ class ImageModel:
         to_seed: int | None = None,
         share: float = 0.0,
         first_sample: int = 0,
+        words: bool = False,
     ) -> Generation[ImageStep, ImageResult]:
         """Paint a prompt: iterate for steps, or call `.result()`. See `ImageRequest` and `Guidance` for the settings.
 
@@ -261,6 +264,7 @@ class ImageModel:
             picture: to begin from instead of static; see `start.Start` for the size that it takes.
             strength: 0..1, how much of it is painted anew; None is `start.STRENGTH`, but 1 where there is a mask.
             mask: white where it is painted anew, black or transparent where it stays as it is.
+            words: keep which part of the picture each word was looked at from: `result.words`, `word_maps.WordMaps`.
 
         Raises:
             ValueError: for a setting out of its range, or a prompt that is empty or too long.
@@ -300,6 +304,7 @@ class ImageModel:
             share=share,
             told_scale=Guidance(scale).scale if self.imitates_guidance else 0.0,
             first_sample=first_sample,
+            words=words,
         )
         return Generation(self.runner(weaker), request)
 

@@ -75,6 +75,10 @@ class PromptTokenizer:
         everywhere else that these tokenizers are used."""
         return list(self._engine.encode(text, add_special_tokens=False).ids)
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each token of `encode` stands: (start, end) in characters."""
+        return list(self._engine.encode(text, add_special_tokens=False).offsets)
+
     def bordered(self, ids: Iterable[int]) -> list[int]:
         return [*([] if self.begin is None else [self.begin]), *ids, self.end]
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.condition import Condition
-from diptych.image.encoders import TextEncoder, encode_prompts
+from diptych.image.encoders import TextEncoder, as_read, encode_prompts
 from diptych.image.weighting import pieces, plain, weighted
+from diptych.image.words import Word, words_in
 
 
 class Prompter(Protocol):
@@ -30,6 +31,10 @@ class Prompter(Protocol):
         """
         ...
 
+    def words(self, prompt: str) -> list[Word]:
+        """The words of a prompt, and where in the context of `__call__` the tokens of each stand."""
+        ...
+
 
 class OwnPrompter:
     """The house's own: a small encoder that was trained with the network, or before it."""
@@ -45,6 +50,11 @@ class OwnPrompter:
         if any(weight != 1 for row in weights for weight in row):
             context = weighted(context, self.encode([""])[0], weights)
         return Condition(context, mask)
+
+    def words(self, prompt: str) -> list[Word]:
+        """See `Prompter`."""
+        text = as_read(plain(prompt), self.tokenizer)
+        return words_in(text, self.tokenizer.spans(text), first=1)  # after the token that begins every prompt
 
     def encode(self, prompts: Sequence[str], *, cuts: bool = False) -> tuple[Tensor, Tensor]:
         """Context (B, length, width) and mask (B, length) of prompts taken as they are."""

@@ -4,6 +4,7 @@ A tower sees a window of some tokens at once. A longer prompt is read in several
 of its own, and their contexts are laid one after the other. Weights in brackets (`image.weighting`) are obeyed.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from diptych.image.clip import TextTower
 from diptych.image.condition import Condition
 from diptych.image.t5 import T5Encoder
-from diptych.image.weighting import pieces, weighted
+from diptych.image.weighting import Piece, pieces, plain, weighted
+from diptych.image.words import Word, words_in
 
 MOST_WINDOWS = 8
+Span = tuple[int, int]  # start and end in characters; alike where there is no text
 
 
 class Vocabulary(Protocol):
@@ -35,41 +38,58 @@ class Vocabulary(Protocol):
         """Token ids without begin, end and padding."""
         ...
 
+    def spans(self, text: str) -> list[Span]:
+        """Where in the text each of these tokens stands."""
+        ...
+
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that are read at once, and the weight of each: both `length` long."""
+    """Tokens that are read at once, the weight of each and where in the plain prompt it stands: `length` of each."""
 
     tokens: list[int]
     weights: list[float]
+    spans: list[Span]
 
 
 def windows(prompt: str, vocabulary: Vocabulary, length: int) -> list[Window]:
     """A prompt as windows of `length` tokens, at least one. A word is cut only where it fills a window by itself."""
     room = length - 1 - (vocabulary.begin is not None)
-    filled: list[list[tuple[int, float]]] = [[]]
+    filled: list[list[Token]] = [[]]
+    start = 0  # of the piece, in the plain prompt
     for piece in pieces(prompt):
-        ids = vocabulary.encode(piece.text)
-        if len(filled[-1]) + len(ids) <= room:
-            filled[-1] += [(id, piece.weight) for id in ids]
-            continue
-        for word in piece.text.split():
-            ids = vocabulary.encode(word)
-            if len(filled[-1]) + len(ids) > room and filled[-1]:
-                filled.append([])
-            for id in ids:
-                if len(filled[-1]) == room:
+        found = _tokens(piece, vocabulary, start, 0, len(piece.text))
+        if len(filled[-1]) + len(found) <= room:
+            filled[-1] += found
+        else:
+            for word in re.finditer(r"\S+", piece.text):
+                found = _tokens(piece, vocabulary, start, *word.span())
+                if len(filled[-1]) + len(found) > room and filled[-1]:
                     filled.append([])
-                filled[-1].append((id, piece.weight))
+                for token in found:
+                    if len(filled[-1]) == room:
+                        filled.append([])
+                    filled[-1].append(token)
+        start += len(piece.text)
     return [_window(content, vocabulary, length) for content in filled]
 
 
-def _window(content: list[tuple[int, float]], vocabulary: Vocabulary, length: int) -> Window:
-    begin = [] if vocabulary.begin is None else [vocabulary.begin]
-    tokens = [*begin, *(id for id, _ in content), vocabulary.end]
-    weights = [*(1.0 for _ in begin), *(weight for _, weight in content), 1.0]
-    rest = length - len(tokens)
-    return Window(tokens + [vocabulary.pad] * rest, weights + [1.0] * rest)
+Token = tuple[int, float, Span]
+
+
+def _tokens(piece: Piece, vocabulary: Vocabulary, start: int, first: int, last: int) -> list[Token]:
+    """Of a stretch of a piece that begins at `start` of the plain prompt."""
+    text, before = piece.text[first:last], start + first
+    spans = [(before + one, before + other) for one, other in vocabulary.spans(text)]
+    return [(id, piece.weight, span) for id, span in zip(vocabulary.encode(text), spans, strict=True)]
+
+
+def _window(content: list[Token], vocabulary: Vocabulary, length: int) -> Window:
+    begin = [] if vocabulary.begin is None else [(vocabulary.begin, 1.0, (0, 0))]
+    whole = [*begin, *content, (vocabulary.end, 1.0, (0, 0))]
+    whole += [(vocabulary.pad, 1.0, (0, 0))] * (length - len(whole))
+    tokens, weights, spans = zip(*whole, strict=True)
+    return Window(list(tokens), list(weights), list(spans))
 
 
 class TowerReader:
@@ -174,6 +194,16 @@ class PublishedPrompter:
             context = torch.zeros_like(context)
             pooled = None if pooled is None else torch.zeros_like(pooled)
         return Condition(context, None, pooled)
+
+    def words(self, prompt: str) -> list[Word]:
+        """See `prompts.Prompter`; a word stands with the towers and with T5 where both are looked at."""
+        readers: list[tuple[Vocabulary, int]] = []
+        if self.context != "t5":  # the towers' contexts lie side by side, token by token
+            readers.append((self.towers[0].vocabulary, self.towers[0].tower.config.length))
+        if self.context != "towers" and self.t5 is not None:
+            readers.append((self.t5.vocabulary, self.t5.length))
+        read = [window for vocabulary, length in readers for window in windows(prompt, vocabulary, length)]
+        return words_in(plain(prompt), [span for window in read for span in window.spans])
 
     def _told(self, prompts: Sequence[str], cuts: bool, like: Tensor) -> Tensor:
         if self.t5 is not None:

@@ -7,17 +7,15 @@ numbers of pictures: what is guided takes two rows a picture, what is not takes 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from diptych.core.checks import is_number, is_whole
 from diptych.core.randomness import check_seed, normal
-from diptych.core.trace import Trace, stack
 from diptych.image.condition import Condition, blend, join
 from diptych.image.denoiser import Denoiser
 from diptych.image.guidance import Guidance, check_sane, guide
@@ -25,7 +23,9 @@ from diptych.image.moves import Visit
 from diptych.image.nodes import nodes_named, steps_of
 from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.photo import to_bytes, to_picture
+from diptych.image.record import Decode, ImageResult, ImageStep
 from diptych.image.samplers import VISITS, Sampler, sampler_named
+from diptych.image.words import Watch, Word, watching
 
 START, FRESH = 0, 1  # streams of randomness: the first noise, and what random samplers add
 MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
@@ -52,6 +52,7 @@ class ImageRequest:
         turns: seeds and shares; the static is turned towards each seed in their order, by its share of an arc.
         to_prompt, to_seed, share: `share` of the way along an arc to this other prompt, this other seed.
         told_scale: the guidance that a network is told which imitates it; others are not told.
+        words: keep which part of the picture each word was looked at from.
     """
 
     prompt: str
@@ -74,6 +75,7 @@ class ImageRequest:
     share: float = 0.0
     told_scale: float = 0.0
     first_sample: int = 0
+    words: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -111,83 +113,6 @@ class ImageRequest:
         return self.guidance.scale
 
 
-Decode = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class ImageStep:
-    """One call of the denoiser and the move that follows.
-
-    Args:
-        index, total: which call of how many, from 0.
-        sigma, alpha, log_snr: the noise level of this call on the model's path.
-        noisy: what the network saw; noise: what it predicts in it; denoised: its estimate of the clean picture, guided;
-            each (count, C, h, w), float32, on the CPU.
-        guidance_push: how far guidance moved the estimate, root mean square, relative to the estimate's own; 0 without.
-    """
-
-    index: int
-    total: int
-    sigma: float
-    alpha: float
-    log_snr: float
-    noisy: Tensor
-    noise: Tensor
-    denoised: Tensor
-    guidance_push: float
-    decode: Decode
-
-    @property
-    def noise_share(self) -> float:
-        """Share of the noisy picture's variance that is noise, 0..1."""
-        return self.sigma**2 / (self.alpha**2 + self.sigma**2)
-
-    def pixels(self, which: str = "denoised") -> Tensor:
-        """What `noisy` or `denoised` looks like as pictures: (count, 3, H, W), uint8."""
-        if which not in ("denoised", "noisy"):
-            raise ValueError(f"a preview is of 'denoised' or of 'noisy', not '{which}'")
-        scale = 1.0 if which == "denoised" else (self.alpha**2 + self.sigma**2) ** -0.5
-        return to_bytes(self.decode(getattr(self, which) * scale))
-
-    def preview(self, which: str = "denoised", sample: int = 0) -> Image.Image:
-        """One picture of `pixels`."""
-        return to_picture(self.pixels(which)[sample])
-
-
-@dataclass(frozen=True)
-class ImageResult:
-    """Finished pictures.
-
-    Args:
-        latents: what the sampler ended with, (count, C, h, w), float32.
-        settings: everything that makes them again; JSON values.
-    """
-
-    images: list[Image.Image]
-    latents: Tensor
-    seed: int
-    settings: dict[str, Any]
-    steps: list[ImageStep]
-    model: str
-
-    @property
-    def image(self) -> Image.Image:
-        return self.images[0]
-
-    @cached_property
-    def trace(self) -> Trace:
-        """The recorded generation; its previews are decoded when it is first asked for."""
-        arrays = {
-            "noisy": stack([step.noisy for step in self.steps]),
-            "denoised": stack([step.denoised for step in self.steps]),
-            "preview": stack([step.pixels("denoised").cpu() for step in self.steps]),
-            "preview_noisy": stack([step.pixels("noisy").cpu() for step in self.steps]),
-        }
-        names = ("index", "total", "sigma", "alpha", "log_snr", "noise_share", "guidance_push")
-        facts = [{name: getattr(step, name) for name in names} for step in self.steps]
-        return Trace("image", self.model, self.settings, arrays, facts)
-
-
 def _check_turns(turns: Any) -> None:
     for turn in turns if isinstance(turns, list | tuple) else [turns]:
         if not isinstance(turn, list | tuple) or len(turn) != 2 or not is_number(turn[1]) or not 0 <= turn[1] <= 1:
@@ -211,6 +136,7 @@ class ImageJob:
     visits: list[Visit] = field(default_factory=list)
     steps: list[ImageStep] = field(default_factory=list)
     running: Tensor | None = None  # guidance's momentum
+    watch: Watch | None = None  # where the request asks for words
     is_done: bool = False
     is_ahead: ClassVar[bool] = False  # every step is a call
 
@@ -236,6 +162,7 @@ class Kit:
         numbers: (height, width) in pixels and the scale that is told -> what the network wants to know of them.
         starts_whole: generation starts from noise of unit variance, as if there were no signal at the first node; the
             noise there is a little weaker.
+        words: of a prompt, and where they stand in its condition.
         weaker: guides in the place of the unconditional estimate ("autoguidance"); it is given the prompt, and paints
             the same latents.
         name, facts: of the model, for the settings of results.
@@ -252,6 +179,7 @@ class Kit:
     multiple: int = 1
     numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: ()
     starts_whole: bool = False
+    words: Callable[[str], list[Word]] = lambda prompt: []
     weaker: "Kit | None" = None
     name: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -305,7 +233,10 @@ class ImageRunner:
             negative = kit.encode([request.negative_prompt], True).told(numbers).repeat(count)
         noise = self._starting_noise(request, shape[1:]).to(prompt.context.device)
         x = noise if kit.starts_whole and request.picture is None else route[0].sigma * noise
-        job = ImageJob(request, sampler, route, noise, x, prompt, negative)
+        # Between two prompts the words of the nearer one are watched.
+        nearer = request.to_prompt if request.to_prompt is not None and request.share > 0.5 else request.prompt
+        watch = Watch(kit.words(nearer)) if request.words else None
+        job = ImageJob(request, sampler, route, noise, x, prompt, negative, watch=watch)
         if request.picture is not None:
             self._begin_from(request.picture, job)
         return job
@@ -347,8 +278,8 @@ class ImageRunner:
         if any(job.is_done for job in jobs):
             raise ValueError("a job that is done cannot be advanced")
         kit, guided = self.kit, [job for job in jobs if job.is_guided_here]
-        first = [(job, job.prompt) for job in jobs]
-        second = [(job, job.negative) for job in guided if job.negative is not None]
+        first = [(job, job.prompt, job.watch) for job in jobs]
+        second = [(job, job.negative, None) for job in guided if job.negative is not None]
         if kit.weaker is None:
             found = _estimates(kit.denoiser, [*first, *second])
         else:
@@ -377,6 +308,7 @@ class ImageRunner:
             denoised=denoised.cpu(),
             guidance_push=push,
             decode=self.kit.decode,
+            words=None if job.watch is None else job.watch.seen,
         )
         job.visits = [*job.visits[1 - VISITS :], Visit(here, job.x, denoised)]
         job.x = job.sampler.step(job.visits, job.route[index + 1 :], self._fresh(job, index))
@@ -420,7 +352,8 @@ class ImageRunner:
             "model": kit.name,
             **kit.facts,
         }
-        return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name)
+        words = () if job.watch is None else tuple(word for word, _ in job.watch.words)
+        return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name, words)
 
 
 def _told(kit: Kit, request: ImageRequest, pixels: tuple[int, int]) -> Condition:
@@ -431,18 +364,24 @@ def _told(kit: Kit, request: ImageRequest, pixels: tuple[int, int]) -> Condition
     return prompt.told(kit.numbers(pixels, request.told_scale)).repeat(request.count)
 
 
-def _estimates(denoiser: Denoiser, rows: Sequence[tuple[ImageJob, Condition]]) -> list[Tensor]:
+def _estimates(denoiser: Denoiser, rows: Sequence[tuple[ImageJob, Condition, Watch | None]]) -> list[Tensor]:
     """What one call says of each job under its condition. Pictures of one size share a call, whatever their jobs."""
     found: dict[int, Tensor] = {}
     sizes: dict[tuple[int, ...], list[int]] = {}
-    for place, (job, _) in enumerate(rows):
+    for place, (job, _, _) in enumerate(rows):
         sizes.setdefault(tuple(job.x.shape[1:]), []).append(place)
-    for places in sizes.values():
+    for (_, height, width), places in sizes.items():
         x = torch.cat([rows[place][0].x for place in places])
         nodes = [node for place in places for node in [rows[place][0].here] * len(rows[place][0].x)]
-        estimates = denoiser(x, nodes, join([rows[place][1] for place in places]))
-        parts = estimates.split([len(rows[place][0].x) for place in places])
-        found |= dict(zip(places, parts, strict=True))
+        condition = join([rows[place][1] for place in places])
+        counts = [len(rows[place][0].x) for place in places]
+        ends = list(accumulate(counts))
+        watches = [
+            (slice(end - count, end), rows[place][2]) for place, count, end in zip(places, counts, ends, strict=True)
+        ]
+        with watching(denoiser.network, (height, width), condition.context.shape[1], watches):
+            estimates = denoiser(x, nodes, condition)
+        found |= dict(zip(places, estimates.split(counts), strict=True))
     return [found[place] for place in range(len(rows))]
 
 
