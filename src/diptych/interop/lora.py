@@ -173,7 +173,7 @@ def write_lora(adapter: Adapter, parts: Mapping[str, nn.Module], path: str | Pat
             a, b = joined(found)
             size = published_shape(part, there, found[0][0])
             whole = f"{_beginning(name, part)}{there}"
-            tensors[f"{whole}.lora_A.weight"] = a.view(len(a), *size[1:])
+            tensors[f"{whole}.lora_A.weight"] = a.view(len(a), *size[1:]).clone()  # several may have one in common
             b = (b * found[0][1].scale).view(len(b), len(a), *[1] * (len(size) - 2))
             tensors[f"{whole}.lora_B.weight"] = b
     path = Path(path)
