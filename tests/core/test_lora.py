@@ -99,7 +99,7 @@ def test_only_the_adapter_learns(network):
         ({"rank": 0}, "adapter.rank must be at least 1, not 0"),
         ({"alpha": 0.0}, "adapter.alpha must be a finite number > 0, not 0.0"),
         ({"dropout": 1.0}, "adapter.dropout must be a number >= 0 and < 1, not 1.0"),
-        ({"targets": ("querry",)}, "unknown linear layer 'querry'; did you mean 'query'?"),
+        ({"targets": ("querry",)}, "unknown layer 'querry'; did you mean 'query'?"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(network, settings, message):

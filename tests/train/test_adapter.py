@@ -114,7 +114,7 @@ def test_what_a_run_will_use_is_shown_and_planned(adapter_recipe):
     [
         ("adapter.rank=0", "line 14: adapter.rank must be at least 1, not 0"),
         ("adapter.alhpa=1", "[adapter]: unknown key 'alhpa' in [adapter]; did you mean 'alpha'?"),
-        ('adapter.targets=["querry"]', "[adapter]: unknown linear layer 'querry'; did you mean 'query'?"),
+        ('adapter.targets=["querry"]', "[adapter]: unknown layer 'querry'; did you mean 'query'?"),
         ("model.depth=2", "[adapter]: the sizes are those of run.init_from"),
         ('run.init_from=""', "[adapter]: an adapter is for a model that there is: name it in run.init_from"),
         ('run.objective="classifier"', "[adapter]: only the objective next-token trains adapters so far"),

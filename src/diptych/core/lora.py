@@ -1,7 +1,8 @@
 """LoRA: a model is taught something new by two thin matrices beside each of its own, which stay as they are.
 
 h = W x + scale B A x (Hu et al. 2021, eq. 3): W is the model's, frozen; A (rank, in) and B (out, rank) are the
-adapter's. An adapter is a module of its own that is hung beside the layers of a network: the network's weights keep
+adapter's. Beside a convolution A is one, too, to as many channels as the rank, and B one of 1 x 1 (Yeh et al. 2023,
+sec. 3.1). An adapter is a module of its own that is hung beside the layers of a network: the network's weights keep
 their names and their bytes, several adapters can be had for one network, and taking one off leaves nothing behind.
 """
 
@@ -18,6 +19,7 @@ from diptych.core.dropout import Dropout
 from diptych.core.spelling import unknown
 
 MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+Adaptable = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,51 @@ class LowRank(nn.Module):
     """scale B A x. A starts as a linear layer does, B at zero: an adapter that has learned nothing changes nothing.
 
     Args:
-        size: (out, in) of the matrix that it stands beside.
+        size: of the weight that it stands beside: (out, in), or (out, in, height, width) of a convolution's.
+        stride, padding: of that convolution.
     """
 
-    def __init__(self, size: tuple[int, int], rank: int, scale: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        *,
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] = (0, 0),
+    ) -> None:
         super().__init__()
-        self.a = nn.Parameter(torch.empty(rank, size[1]))
+        self.a = nn.Parameter(torch.empty(rank, *size[1:]))
         self.b = nn.Parameter(torch.zeros(size[0], rank))
-        self.scale = scale
+        self.scale, self.stride, self.padding = scale, stride, padding
         self.dropout = Dropout(dropout)
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
+    @classmethod
+    def beside(cls, layer: Adaptable, rank: int, scale: float, dropout: float = 0.0) -> "LowRank":
+        size = tuple(layer.weight.shape)
+        if isinstance(layer, nn.Linear):
+            return cls(size, rank, scale, dropout)
+        padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)  # no layer here has it as a word
+        return cls(size, rank, scale, dropout, stride=layer.stride, padding=padding)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of the weight that it stands beside."""
+        return len(self.b), *self.a.shape[1:]
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        read = F.linear(self.dropout(x).to(self.a.dtype), self.a)
-        return F.linear(read, self.b) * self.scale
+        """(..., in) -> (..., out), of a convolution (B, in, H, W) -> (B, out, h, w)."""
+        x = self.dropout(x).to(self.a.dtype)
+        if self.a.ndim == 2:
+            return F.linear(F.linear(x, self.a), self.b) * self.scale
+        read = F.conv2d(x, self.a, None, self.stride, self.padding)
+        return F.conv2d(read, self.b[:, :, None, None]) * self.scale
 
     def difference(self) -> Tensor:
-        """What it adds to the matrix: (out, in), float32."""
-        return self.scale * (self.b.detach().float() @ self.a.detach().float())
+        """What it adds to the weight that it stands beside: of its size, float32."""
+        return (self.scale * (self.b.detach().float() @ self.a.detach().float().flatten(1))).view(self.size)
 
 
 class Adapter(nn.Module):
@@ -97,23 +125,27 @@ class Adapter(nn.Module):
     def network(self) -> nn.Module:
         return self._network[0]
 
+    @property
+    def is_attached(self) -> bool:
+        return bool(self._network)
+
     @classmethod
     def fresh(cls, network: nn.Module, settings: LoraSettings) -> "Adapter":
         """An adapter for `network` that has learned nothing.
 
         Raises:
-            ValueError: a target that the network has no linear layer of; the message lists those it has.
+            ValueError: a target that the network has no layer of; the message lists those it has.
         """
-        linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-        known = sorted({_last(name) for name in linear})
+        found = adaptable(network)
+        known = sorted({_last(name) for name in found})
         for target in settings.targets:
             if target not in known:
-                raise unknown("linear layer", target, known)
+                raise unknown("layer", target, known)
         targets = settings.targets or MATRICES
         scale = settings.scale(settings.rank, settings.alpha)
         layers = {
-            name: LowRank((module.out_features, module.in_features), settings.rank, scale, settings.dropout)
-            for name, module in linear.items()
+            name: LowRank.beside(module, settings.rank, scale, settings.dropout)
+            for name, module in found.items()
             if _last(name) in targets
         }
         return cls(settings, layers)
@@ -133,7 +165,7 @@ class Adapter(nn.Module):
         Raises:
             ValueError: it is attached already, or is for another network.
         """
-        if self._handles:
+        if self.is_attached:
             raise ValueError("the adapter is attached already; detach it first")
         modules = dict(network.named_modules())
         for name in self.layers:
@@ -159,10 +191,10 @@ class Adapter(nn.Module):
             ValueError: it is for another network, or one with weights in few bits; nothing is changed then.
         """
         modules = dict(network.named_modules())
-        matrices: list[tuple[nn.Linear, LowRank]] = []
+        matrices: list[tuple[Adaptable, LowRank]] = []
         for name, layer in self.layers.items():
-            module, size = modules.get(name), (layer.b.shape[0], layer.a.shape[1])
-            if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != size:
+            module, size = modules.get(name), layer.size
+            if not isinstance(module, Adaptable) or tuple(module.weight.shape) != size:
                 raise ValueError(f"the adapter cannot be merged: '{name}' is no matrix of plain numbers, {size}, there")
             matrices.append((module, layer))
         for module, layer in matrices:
@@ -176,6 +208,11 @@ class Adapter(nn.Module):
             return output + added.to(output.dtype)
 
         return add
+
+
+def adaptable(network: nn.Module) -> dict[str, Adaptable]:
+    """The layers of a network that an adapter can stand beside, by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, Adaptable)}
 
 
 def _compile_anew(network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """An image model: text encoder, denoiser and autoencoder, loaded from a checkpoint, ready to paint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Literal, Self, cast
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from diptych import __version__
 from diptych.core import weights
+from diptych.core.adapters import Adapters
 from diptych.core.generation import Generation
+from diptych.core.lora import Adapter
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
@@ -81,6 +83,7 @@ class ImageModel:
         self.height, self.width = (size, size) if isinstance(size, int) else size
         self.habits, self.numbers, self.imitates_guidance = habits or Habits(), numbers, imitates_guidance
         self.starts_whole = starts_whole
+        self.adapters = Adapters(nn.ModuleDict(self.parts), casts=True)
         named = path_named(path) if isinstance(path, str) else None
         self.path_of: Callable[[tuple[int, int]], Path] = path if callable(path) else lambda size: path_named(path)
         self.multiple: int = network.multiple  # type: ignore[assignment]  # of latents' sides
@@ -178,6 +181,24 @@ class ImageModel:
         """Pictures (B, 3, H, W), -1..1, to latents (B, C, h, w), float32."""
         return self.autoencoder.encode(pictures.to(next(self.autoencoder.parameters()).device))
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What an adapter may stand beside: the network, and the text encoders by name."""
+        return {"network": self.network, **self.prompter.modules}
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Have an adapter for `parts` at hand; `use_adapter` puts it to use. Raises: ValueError for a name that is
+        taken."""
+        self.adapters.add(name, adapter)
+
+    def use_adapter(self, which: str | Mapping[str, float] | None, strength: float = 1.0) -> None:
+        """Paint with one of the adapters, with several, or with none, from the next picture on; see `Adapters.use`."""
+        self.adapters.use(which, strength)
+
+    def merge_adapter(self, name: str, strength: float = 1.0) -> None:
+        """Add an adapter to the weights for good: as quick as the model itself, and no longer switchable."""
+        self.adapters.merge(name, strength)
+
     def runner(self, weaker: "ImageModel | None" = None) -> ImageRunner:
         """A fresh runner over this model, for many requests at once.
 
@@ -200,6 +221,7 @@ class ImageModel:
 
     def _kit(self, weaker: "ImageModel | None" = None) -> Kit:
         facts: dict[str, Any] = {"dtype": self.dtype, "version": __version__}
+        facts |= {"adapters": self.adapters.in_use} if self.adapters.in_use else {}
         return Kit(
             self.denoiser,
             self.path_of,

@@ -39,6 +39,8 @@ class UNetConfig(BlockSwitches):
         addition_width: of the pooled prompt and the vectors of further numbers together, which are added to that of the
             noise level (Podell et al. 2023, sec. 2.2); 0 is without.
         number_width: of the vector of each of those numbers.
+        has_convolved_frame: those who publish it keep the linear layers of its frames as convolutions of 1 x 1; what
+            is written for them has to fit. Nothing else depends on it.
     """
 
     channels: int = 8
@@ -53,6 +55,7 @@ class UNetConfig(BlockSwitches):
     frequency_shift: float = 0.0
     addition_width: int = 0
     number_width: int = 256
+    has_convolved_frame: bool = False
 
     def __post_init__(self) -> None:
         counts = self.heads or (1,) * len(self.widths)

@@ -141,6 +141,7 @@ def unet_config(entries: Mapping[str, Any]) -> UNetConfig:
             "frequency_shift": entries["freq_shift"],
             "addition_width": addition,
             "number_width": entries["addition_time_embed_dim"] or 256,
+            "has_convolved_frame": not entries["use_linear_projection"],
         }
     )
 
@@ -241,6 +242,7 @@ ROWS = (
             "addition_time_embed_dim": None,
             "projection_class_embeddings_input_dim": None,
             "resnet_time_scale_shift": "default",
+            "use_linear_projection": False,
         },
         only={
             "center_input_sample": (False,),
@@ -273,8 +275,7 @@ ROWS = (
             "class_embeddings_concat": (False,),
             "cross_attention_norm": (None,),
         },
-        # A projection of 1 x 1 is a linear one; the rest says nothing of what is computed here.
-        idle=("sample_size", "dropout", "use_linear_projection", "upcast_attention", "addition_embed_type_num_heads"),
+        idle=("sample_size", "dropout", "upcast_attention", "addition_embed_type_num_heads"),
         config=unet_config,
         network=UNet,
         names=lambda config: UNET,

@@ -184,18 +184,18 @@ def part_tensors(
             name = re.sub(pattern, newer, name)
         if not re.search(row.unweighted, name):
             found[name] = tensor
-    places = dict(_places(shapes, row.names(config), row.fused))
+    places = dict(part_places(shapes, row.names(config), row.fused))
     wanted = {name: place.whole_shape for place in places.values() for name in place.names}
     loose = {there for ours in row.reshaped if ours in places for there in places[ours].names}
     for name, shape in wanted.items():
-        is_alike = name in found and _without_ones(found[name].shape) == _without_ones(shape)
+        is_alike = name in found and without_ones(found[name].shape) == without_ones(shape)
         if is_alike or (name in loose and name in found and found[name].numel() == math.prod(shape)):
             found[name] = found[name].reshape(shape)  # a 1 x 1 convolution is a linear layer
     check_fit(wanted, found, directory)
     return ((name, place.cut(found)) for name, place in places.items())
 
 
-def _places(
+def part_places(
     shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str], fused: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, Place]]:
     """Where each of our tensors lies there. What no name is given for is not looked for."""
@@ -215,7 +215,7 @@ def _places(
             yield name, Place((f"{names[module]}.{leaf}".format(*numbers),), shape)
 
 
-def _without_ones(shape: Iterable[int]) -> list[int]:
+def without_ones(shape: Iterable[int]) -> list[int]:
     return [size for size in shape if size != 1]
 
 

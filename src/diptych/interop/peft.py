@@ -68,7 +68,7 @@ def write_adapter(
     alphas: dict[str, float] = {}
     settings = adapter.settings
     for there, parts in found.items():
-        a, b = _joined(parts)
+        a, b = joined(parts)
         tensors |= {f"{PREFIX}{there}.lora_A.weight": a, f"{PREFIX}{there}.lora_B.weight": b}
         ranks[there] = len(a)
         alphas[there] = parts[0][1].scale / settings.scale(len(a), 1.0)
@@ -108,7 +108,7 @@ def read_adapter(directory: str | Path, config: DecoderConfig) -> Adapter:
         raise ValueError(f"'{directory}' is not an adapter: it has no {CONFIG}")
     about = read_object(directory / CONFIG)
     row, _ = architecture_for(config)
-    settings = _settings(about, directory)
+    settings = settings_from(about, f"{directory}/{CONFIG}")
     pairs = _pairs(directory)
     where: dict[str, list[tuple[str, Place]]] = {}
     for name, place in places(config, row).items():
@@ -118,7 +118,10 @@ def read_adapter(directory: str | Path, config: DecoderConfig) -> Adapter:
     for there, (a, b) in pairs.items():
         if there not in where:
             raise ValueError(f"'{directory}' adapts '{there}', which the model has not as a {row.name}")
-        rank, alpha = _pattern(about, "rank_pattern", there, "r"), _pattern(about, "alpha_pattern", there, "lora_alpha")
+        rank, alpha = (
+            patterned(about, "rank_pattern", there, "r"),
+            patterned(about, "alpha_pattern", there, "lora_alpha"),
+        )
         height, width = where[there][0][1].shape
         wanted = ((rank, width), (height * where[there][0][1].parts, rank))
         if (tuple(a.shape), tuple(b.shape)) != wanted:
@@ -157,17 +160,19 @@ def _module(place: Place) -> str:
     return place.names[0].rpartition(".")[0]
 
 
-def _joined(parts: list[tuple[Place, LowRank]]) -> tuple[Tensor, Tensor]:
-    """A and B of a matrix there, from the adapters of those of ours that it holds: B in blocks."""
-    a = torch.cat([layer.a.detach().float().cpu() for _, layer in parts])
+def joined(parts: list[tuple[Place, LowRank]]) -> tuple[Tensor, Tensor]:
+    """A and B of a matrix there, from the adapters of those of ours that it holds: B in blocks, or in one where they
+    have an A in common, as those have that were read from such a matrix."""
     place, first = parts[0]
-    height = first.b.shape[0]
+    height, matrices = len(first.b), [layer.a.detach().float().cpu() for _, layer in parts]
+    is_common = all(torch.equal(a, matrices[0]) for a in matrices)
+    a = matrices[0] if is_common else torch.cat(matrices)
     b = torch.zeros(place.parts * height, len(a))
     column = 0
     for place, layer in parts:
         rank = len(layer.a)
         b[place.part * height : (place.part + 1) * height, column : column + rank] = layer.b.detach().float().cpu()
-        column += rank
+        column += 0 if is_common else rank
     return a.contiguous(), b
 
 
@@ -180,29 +185,31 @@ def _targets(adapted: set[str], modules: set[str]) -> list[str]:
     return sorted(adapted)
 
 
-def _settings(about: Mapping[str, Any], directory: Path) -> LoraSettings:
+def settings_from(about: Mapping[str, Any], where: str) -> LoraSettings:
+    """What an adapter_config.json says, or its like at `where`. Raises: ValueError for what is more than LoRA."""
     for key, allowed in PLAIN.items():
         if about.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"'{directory}/{CONFIG}': {key} {about[key]!r} is not supported, only {allowed[0]!r}")
+            raise ValueError(f"'{where}': {key} {about[key]!r} is not supported, only {allowed[0]!r}")
     start = about.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(MOVES_BASE):
-        raise ValueError(f"'{directory}/{CONFIG}': init_lora_weights {start!r} changes the model that it is for")
-    rank, alpha = _pattern(about, "rank_pattern", "", "r"), _pattern(about, "alpha_pattern", "", "lora_alpha")
+        raise ValueError(f"'{where}': init_lora_weights {start!r} changes the model that it is for")
+    rank, alpha = patterned(about, "rank_pattern", "", "r"), patterned(about, "alpha_pattern", "", "lora_alpha")
     try:
         return LoraSettings(
             int(rank), alpha, float(about.get("lora_dropout") or 0.0), use_rslora=bool(about.get("use_rslora", False))
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"'{directory}/{CONFIG}': {error}") from error
+        raise ValueError(f"'{where}': {error}") from error
 
 
-def _pattern(about: Mapping[str, Any], patterns: str, module: str, otherwise: str) -> float:
-    """The rank or alpha of a module: of the first pattern that its name ends with, else that of all."""
+def patterned(about: Mapping[str, Any], patterns: str, module: str, otherwise: str) -> float:
+    """The rank or alpha of a module: of the first pattern that its name ends with (or is, after "^"), else of all."""
     value = about.get(otherwise)
     for key, own in (about.get(patterns) or {}).items():
-        if not re.fullmatch(r"[\w.]+", key):
+        ending = key.removeprefix("^")
+        if not re.fullmatch(r"[\w.]+", ending):
             raise ValueError(f"{CONFIG}: {patterns} names modules by '{key}', which is no ending of a name")
-        if module == key or module.endswith(f".{key}"):
+        if module == ending or (ending == key and module.endswith(f".{ending}")):
             value = own
             break
     if isinstance(value, bool) or not isinstance(value, int | float):

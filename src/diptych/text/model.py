@@ -1,6 +1,5 @@
 """A text model: a decoder and its tokenizer, loaded from a checkpoint, ready to write and to judge."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.core import weights
+from diptych.core.adapters import Adapters
 from diptych.core.blocked import leave_uncompiled
 from diptych.core.checks import is_whole
 from diptych.core.generation import Generation
@@ -20,7 +20,6 @@ from diptych.core.positions import RopeScaling
 from diptych.core.precision import choose
 from diptych.core.quantised import check_bits
 from diptych.core.randomness import check_seed
-from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.assembly import assemble
 from diptych.text.cache import CacheSettings
@@ -67,7 +66,7 @@ class TextModel:
             raise ValueError(f"the tokenizer has {tokenizer.size} tokens, the decoder only {decoder.config.vocab_size}")
         self.decoder, self.tokenizer, self.name, self.chat_template = decoder, tokenizer, name, chat_template
         self.config = decoder.config
-        self.adapters: dict[str, Adapter] = {}
+        self.adapters = Adapters(decoder)
         self.defaults = dict(defaults or {})
         Settings.named(self.defaults)  # validated where they are made
 
@@ -204,35 +203,15 @@ class TextModel:
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """Have an adapter at hand; `use_adapter` puts it to use. Raises: ValueError for a name that is taken."""
-        if name in self.adapters:
-            raise ValueError(f"the model has an adapter '{name}' already")
-        self.adapters[name] = adapter.to(next(self.decoder.parameters()).device).eval()
+        self.adapters.add(name, adapter)
 
-    def use_adapter(self, name: str | None, strength: float = 1.0) -> None:
-        """Write with one of the adapters, or with none, from the next text on.
-
-        Args:
-            strength: how much of it is added: 1 as it was trained, 0 nothing.
-
-        Raises:
-            ValueError: an unknown name, a strength that is no finite number, or an adapter for another network.
-        """
-        if name is not None and name not in self.adapters:
-            raise unknown("adapter", name, self.adapters)
-        if not math.isfinite(strength):
-            raise ValueError(f"strength must be a finite number, not {strength}")
-        for adapter in self.adapters.values():
-            adapter.detach()
-        if name is not None:
-            self.adapters[name].strength = strength
-            self.adapters[name].attach(self.decoder)
+    def use_adapter(self, which: str | Mapping[str, float] | None, strength: float = 1.0) -> None:
+        """Write with one of the adapters, with several, or with none, from the next text on; see `Adapters.use`."""
+        self.adapters.use(which, strength)
 
     def merge_adapter(self, name: str, strength: float = 1.0) -> None:
         """Add an adapter to the weights for good: as quick as the model itself, and no longer switchable."""
-        self.use_adapter(name, strength)
-        self.use_adapter(None)
-        self.adapters[name].merge_into(self.decoder)
-        del self.adapters[name]
+        self.adapters.merge(name, strength)
 
     @cached_property
     def chat_format(self) -> ChatFormat:
