@@ -91,6 +91,25 @@ def test_a_picture_no_larger_than_a_tile_is_not_cut():
     assert torch.equal(tiles.encode(autoencoder, picture(32, 48), tile=48), latents)
 
 
+def test_cutting_begins_where_pictures_are_large(monkeypatch):
+    """Up to LARGE pixels all at once, bit for bit as ever; one at a time past that; in tiles when one is too large."""
+    autoencoder = made(HOUSE)
+    latents = autoencoder.encode(picture(32, 48, count=3))
+    whole = autoencoder.decode(latents)
+    calls = []
+    tiled = tiles._tiled
+    monkeypatch.setattr(tiles, "_tiled", lambda layers, x, tile: calls.append(len(layers)) or tiled(layers, x, tile))
+    for large, cuts in ((3 * 32 * 48, []), (32 * 48, [0, 0, 0]), (32 * 48 - 1, [1, 1, 1])):
+        monkeypatch.setattr(tiles, "LARGE", large)
+        monkeypatch.setattr(tiles, "TILE", 16)
+        calls.clear()
+        torch.testing.assert_close(tiles.decode(autoencoder, latents), whole, rtol=0, atol=2e-5)
+        assert [min(count, 1) for count in calls] == cuts
+        torch.testing.assert_close(tiles.encode(autoencoder, picture(32, 48, count=3)), latents, rtol=0, atol=2e-5)
+    monkeypatch.undo()
+    assert torch.equal(tiles.decode(autoencoder, latents), whole)
+
+
 def peak(work, tmp_path):
     """Bytes of tensors that there were at once, as torch's allocator counts them."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:

@@ -28,6 +28,8 @@ from diptych.text.model import TextModel
 from diptych.train.recipe import Recipe
 from diptych.train.run import RunDirectory
 from diptych.train.tasks import TASKS, build
+from diptych.train.tasks.autoencoder import AutoencoderTask
+from diptych.train.tasks.autoencoder import outline as outline_of
 from diptych.train.tasks.diffusion import DiffusionTask
 from diptych.train.tasks.next_token import NextTokenTask
 
@@ -293,6 +295,20 @@ def test_a_mixture_of_files_of_every_kind_trains(recipe: Read, world: Path, tmp_
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_chooses_the_autoencoder_of_stable_diffusion(recipe: Read) -> None:
+    """It learns from the task's own batches, and a plan knows it."""
+    switches = ("groups=4", "blocks_widen=true", "pads_after=true", 'middle="attention"', "has_latent_convs=true")
+    asked = recipe("autoencoder", "model.fold=1", "model.widths=[8,16,16,16]", *(f"model.{one}" for one in switches))
+    task = build(asked)
+    assert isinstance(task, AutoencoderTask)
+    config = task.model.config
+    assert (config.downsampling, config.middle, config.has_latent_convs) == (8, "attention", True)
+    task.loss(task.source.batch(0, range(2)), 0)[0].backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in task.model.parameters())
+    planned = outline_of(asked)
+    assert planned.loss(planned.make(), planned.batch(2)).ndim == 0
 
 
 def test_the_finished_autoencoder_has_latents_of_spread_one(finished: Finished) -> None:

@@ -19,6 +19,7 @@ from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
+from diptych.image import tiles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.condition import Condition
 from diptych.image.denoiser import Denoiser
@@ -174,12 +175,12 @@ class ImageModel:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to pictures (B, 3, H, W), about -1..1, float32."""
-        return self.autoencoder.decode(latents.to(next(self.autoencoder.parameters()).device))
+        return tiles.decode(self.autoencoder, latents.to(next(self.autoencoder.parameters()).device))
 
     @torch.inference_mode()
     def compress(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), -1..1, to latents (B, C, h, w), float32."""
-        return self.autoencoder.encode(pictures.to(next(self.autoencoder.parameters()).device))
+        return tiles.encode(self.autoencoder, pictures.to(next(self.autoencoder.parameters()).device))
 
     @property
     def parts(self) -> dict[str, nn.Module]:

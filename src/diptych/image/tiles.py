@@ -23,16 +23,21 @@ from torch import Tensor, nn
 
 from diptych.image.autoencoder import Autoencoder, Block, MiddleAttention, Norm, normed
 
-TILE = 256  # pixels a side
+TILE = 512  # pixels a side
+LARGE = 1536 * 1024  # pixels past which memory counts for more than time
 
 
-def decode(autoencoder: Autoencoder, latents: Tensor, *, tile: int = TILE) -> Tensor:
-    """As `Autoencoder.decode`, one picture at a time, those larger than a tile in tiles.
+def decode(autoencoder: Autoencoder, latents: Tensor, *, tile: int | None = None) -> Tensor:
+    """As `Autoencoder.decode`, in less memory where the pictures are large.
 
     Args:
         latents: (B, C, h, w), normalised.
-        tile: pixels a side, about.
+        tile: pixels a side, about; pictures are decoded one at a time, those larger than a tile in tiles. None: all at
+            once where they have up to LARGE pixels together, whole where one has, and in tiles of TILE past that.
     """
+    tile = _fitting(latents, autoencoder.config.downsampling) if tile is None else tile
+    if not tile:
+        return autoencoder.decode(latents)
     layers, weight = list(autoencoder.decoder.layers), next(autoencoder.decoder.parameters())
     small = max(1, tile // autoencoder.config.downsampling)
     pictures = []
@@ -43,12 +48,15 @@ def decode(autoencoder: Autoencoder, latents: Tensor, *, tile: int = TILE) -> Te
     return torch.cat(pictures)
 
 
-def encode(autoencoder: Autoencoder, pictures: Tensor, *, tile: int = TILE) -> Tensor:
-    """As `Autoencoder.encode`, one picture at a time, those larger than a tile in tiles. Args: as `decode`.
+def encode(autoencoder: Autoencoder, pictures: Tensor, *, tile: int | None = None) -> Tensor:
+    """As `Autoencoder.encode`, in less memory where the pictures (B, 3, H, W) are large. Args: as `decode`.
 
     Raises:
-        ValueError: pictures whose sides are no multiples of the autoencoder's downsampling.
+        ValueError: pictures to be cut whose sides are no multiples of the autoencoder's downsampling.
     """
+    tile = _fitting(pictures, 1) if tile is None else tile
+    if not tile:
+        return autoencoder.encode(pictures)
     layers, weight = list(autoencoder.encoder.layers), next(autoencoder.encoder.parameters())
     height, width = pictures.shape[-2:]
     unit = autoencoder.config.downsampling
@@ -60,6 +68,14 @@ def encode(autoencoder: Autoencoder, pictures: Tensor, *, tile: int = TILE) -> T
         moments = _through(layers[last:], _tiled(layers[:last], x, tile))
         means.append(moments.float().chunk(2, dim=1)[0])
     return autoencoder.normalised(torch.cat(means))
+
+
+def _fitting(x: Tensor, pixels: int) -> int:
+    """The side of a tile for x, each place of which is `pixels` x `pixels`; 0 where nothing need be cut."""
+    height, width = (side * pixels for side in x.shape[2:])
+    if len(x) * height * width <= LARGE:
+        return 0
+    return max(height, width) if height * width <= LARGE else TILE
 
 
 def _through(layers: Sequence[nn.Module], x: Tensor, norm: Norm = normed) -> Tensor:
