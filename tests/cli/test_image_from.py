@@ -233,3 +233,33 @@ def test_a_file_that_is_no_picture_is_named(paint, photo, folder, option):
         assert (run.status, run.out, run.err.count("\n")) == (1, "", 1)
         assert f"'{name}'" in run.err
         assert why in run.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"turns": 5},
+        {"turns": [[1, "a"]]},
+        {"enlarge": 2},
+        {"enlarge": {"factor": "2"}},
+        {"frames": {"count": "9"}, "to_seed": 1},
+        {"grid": {"steps": "12"}},
+        {"grid": {"model": ["brush"]}},
+        {"outpaint": {"left": "8"}, "picture": True},
+        {"picture": "/etc/hostname"},
+        {"weaker": ["quill"]},
+        {"guidance_interval": "no"},
+        {"height": "many"},
+        {"noise": [1]},
+    ],
+    ids=str,
+)
+def test_metadata_of_strangers_is_refused_in_one_line_or_passed_over(paint, diptych, tiny_brush, change):
+    paint("--seed", 7, "--steps", 1, "--out", "cat.png")
+    save_png(Image.open("cat.png"), "odd.png", read_facts("cat.png") | change)
+    run = diptych("image", "--like", "odd.png", "--model", tiny_brush, "--out", "again.png")
+    if "noise" in change:
+        assert run.status == 0
+    else:
+        assert (run.status in (1, 2), run.out, run.err.count("\n")) == (True, "", 1)
+        assert "Error" not in run.err  # a message, not the name of an exception

@@ -93,7 +93,7 @@ def model_again(name: Any, option: str, like: Path) -> str:
     """A bundled model's name; what a picture says is never taken for a path."""
     from diptych.models import bundled
 
-    if name not in bundled():
+    if str(name) not in bundled():
         raise ValueError(f"'{like}' was painted by '{name}', which is not bundled; name its folder with {option}")
     return str(name)
 

@@ -188,9 +188,9 @@ class ImageResult:
         return Trace("image", self.model, self.settings, arrays, facts)
 
 
-def _check_turns(turns: Sequence[tuple[int, float]]) -> None:
-    for turn in turns:
-        if len(turn) != 2 or not is_number(turn[1]) or not 0 <= turn[1] <= 1:
+def _check_turns(turns: Any) -> None:
+    for turn in turns if isinstance(turns, list | tuple) else [turns]:
+        if not isinstance(turn, list | tuple) or len(turn) != 2 or not is_number(turn[1]) or not 0 <= turn[1] <= 1:
             raise ValueError(f"turns must be pairs of a seed and a share from 0 to 1, not {turn!r}")
         check_seed(turn[0])
 
