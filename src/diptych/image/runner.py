@@ -321,18 +321,14 @@ class ImageRunner:
 
     def _starting_noise(self, request: ImageRequest, shape: tuple[int, ...]) -> Tensor:
         samples = range(request.first_sample, request.first_sample + request.count)
-        turns = [*request.turns, *([] if request.to_seed is None else [(request.to_seed, request.share)])]
-        if request.noise is not None:
-            noise = request.noise.detach().float().cpu()
-        else:
-            noise = torch.stack([normal(shape, seed=request.seed, sample=k, stream=START) for k in samples])
-        for seed, share in turns:
-            if share:
-                other = torch.stack([normal(shape, seed=seed, sample=k, stream=START) for k in samples])
-                # Along a quarter of a circle, so that every point between is as loud as noise is.
-                angle = share * math.pi / 2
-                noise = math.cos(angle) * noise + math.sin(angle) * other if share < 1 else other
-        return noise
+        parts = []
+        for seed, weight in _mixture(request).items():
+            if seed is None and request.noise is not None:
+                draw = request.noise.detach().float().cpu()
+            else:
+                draw = torch.stack([normal(shape, seed=seed or 0, sample=k, stream=START) for k in samples])
+            parts.append(draw if weight == 1 else weight * draw)
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     @torch.inference_mode()
     def advance(self, jobs: Sequence[ImageJob]) -> list[ImageStep]:
@@ -421,6 +417,23 @@ class ImageRunner:
             **kit.facts,
         }
         return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name)
+
+
+def _mixture(request: ImageRequest) -> dict[int | None, float]:
+    """How much of which seed's static a request begins with; None is the noise that it brings.
+
+    Each turn goes along a quarter of a circle. Draws of different seeds are independent, so their mixture is as loud
+    as static is where the squares add up to 1; they are made to, since a seed may be turned to twice.
+    """
+    parts: dict[int | None, float] = {request.seed if request.noise is None else None: 1.0}
+    last = [] if request.to_seed is None else [(request.to_seed, request.share)]
+    for seed, share in [*request.turns, *last]:
+        if share:
+            kept, added = (math.cos(share * math.pi / 2), math.sin(share * math.pi / 2)) if share < 1 else (0.0, 1.0)
+            parts = {old: kept * weight for old, weight in parts.items()}
+            parts[seed] = parts.get(seed, 0.0) + added
+    length = math.hypot(*parts.values())
+    return {seed: weight / length for seed, weight in parts.items() if weight}
 
 
 def _told(kit: Kit, request: ImageRequest, pixels: tuple[int, int]) -> Condition:
