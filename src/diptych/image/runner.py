@@ -26,8 +26,8 @@ from diptych.image.nodes import nodes_named
 from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.photo import to_bytes, to_picture
 from diptych.image.samplers import VISITS, Sampler, sampler_named
+from diptych.image.static import FRESH, check_turns, mixture, starting_noise
 
-START, FRESH = 0, 1  # streams of randomness: the first noise, and what random samplers add
 MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
 
 
@@ -99,7 +99,7 @@ class ImageRequest:
             raise ValueError(f"share {self.share:g} of the way to where? to_prompt or to_seed says it")
         if self.to_prompt is not None and (not isinstance(self.to_prompt, str) or not self.to_prompt.strip()):
             raise ValueError("to_prompt is empty: say what the picture turns into")
-        _check_turns(self.turns)
+        check_turns(self.turns)
         sampler = sampler_named(self.sampler)
         nodes_named(self.nodes or sampler.nodes)
         check_seed(self.seed)
@@ -186,13 +186,6 @@ class ImageResult:
         names = ("index", "total", "sigma", "alpha", "log_snr", "noise_share", "guidance_push")
         facts = [{name: getattr(step, name) for name in names} for step in self.steps]
         return Trace("image", self.model, self.settings, arrays, facts)
-
-
-def _check_turns(turns: Any) -> None:
-    for turn in turns if isinstance(turns, list | tuple) else [turns]:
-        if not isinstance(turn, list | tuple) or len(turn) != 2 or not is_number(turn[1]) or not 0 <= turn[1] <= 1:
-            raise ValueError(f"turns must be pairs of a seed and a share from 0 to 1, not {turn!r}")
-        check_seed(turn[0])
 
 
 @dataclass
@@ -303,7 +296,9 @@ class ImageRunner:
         elif request.guidance.ever:
             numbers = kit.numbers(pixels, request.told_scale)
             negative = kit.encode([request.negative_prompt], True).told(numbers).repeat(count)
-        noise = self._starting_noise(request, shape[1:]).to(prompt.context.device)
+        static = mixture(request.seed if request.noise is None else None, _turns(request))
+        samples = range(request.first_sample, request.first_sample + count)
+        noise = starting_noise(shape[1:], static, samples, request.noise).to(prompt.context.device)
         x = noise if kit.starts_whole and request.picture is None else route[0].sigma * noise
         job = ImageJob(request, sampler, route, noise, x, prompt, negative)
         if request.picture is not None:
@@ -318,17 +313,6 @@ class ImageRunner:
             job.mask = F.max_pool2d(job.request.mask.to(job.x), self.kit.downsampling)
             kept = torch.maximum(kept, 1 - job.mask)
         job.x = job.x + job.route[0].alpha * kept * job.start
-
-    def _starting_noise(self, request: ImageRequest, shape: tuple[int, ...]) -> Tensor:
-        samples = range(request.first_sample, request.first_sample + request.count)
-        parts = []
-        for seed, weight in _mixture(request).items():
-            if seed is None and request.noise is not None:
-                draw = request.noise.detach().float().cpu()
-            else:
-                draw = torch.stack([normal(shape, seed=seed or 0, sample=k, stream=START) for k in samples])
-            parts.append(draw if weight == 1 else weight * draw)
-        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     @torch.inference_mode()
     def advance(self, jobs: Sequence[ImageJob]) -> list[ImageStep]:
@@ -419,21 +403,8 @@ class ImageRunner:
         return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name)
 
 
-def _mixture(request: ImageRequest) -> dict[int | None, float]:
-    """How much of which seed's static a request begins with; None is the noise that it brings.
-
-    Each turn goes along a quarter of a circle. Draws of different seeds are independent, so their mixture is as loud
-    as static is where the squares add up to 1; they are made to, since a seed may be turned to twice.
-    """
-    parts: dict[int | None, float] = {request.seed if request.noise is None else None: 1.0}
-    last = [] if request.to_seed is None else [(request.to_seed, request.share)]
-    for seed, share in [*request.turns, *last]:
-        if share:
-            kept, added = (math.cos(share * math.pi / 2), math.sin(share * math.pi / 2)) if share < 1 else (0.0, 1.0)
-            parts = {old: kept * weight for old, weight in parts.items()}
-            parts[seed] = parts.get(seed, 0.0) + added
-    length = math.hypot(*parts.values())
-    return {seed: weight / length for seed, weight in parts.items() if weight}
+def _turns(request: ImageRequest) -> list[tuple[int, float]]:
+    return [*request.turns, *([] if request.to_seed is None else [(request.to_seed, request.share)])]
 
 
 def _told(kit: Kit, request: ImageRequest, pixels: tuple[int, int]) -> Condition:
