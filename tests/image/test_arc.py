@@ -84,3 +84,15 @@ def test_variations_lie_nearer_the_smaller_the_turn_and_can_be_turned_again(tiny
     assert twice == pytest.approx(math.cos(0.3 * math.pi / 2) ** 2, abs=0.05)
     settings = tiny.generate("a cat", steps=1, seed=1, turns=[(5, 0.3)]).result().settings
     assert settings["turns"] == [[5, 0.3]]
+
+
+def test_static_that_is_turned_to_one_seed_twice_is_no_louder(tiny: ImageModel) -> None:
+    """Draws of one seed are the same, not independent: their squares do not simply add up."""
+    for settings in (
+        {"turns": [(2, 0.3), (2, 0.3)]},
+        {"turns": [(2, 0.3)], "to_seed": 2, "share": 0.4},
+        {"turns": [(1, 0.5)]},  # its own
+    ):
+        noise = first_noise(tiny, seed=1, height=256, width=256, **settings)
+        assert float(noise.var()) == pytest.approx(1, abs=0.06)
+    assert torch.equal(first_noise(tiny, seed=1, turns=[(1, 1.0)]), first_noise(tiny, seed=1))

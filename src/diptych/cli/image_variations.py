@@ -40,8 +40,9 @@ def changes_of(wanted: dict[str, Any]) -> list[dict[str, Any]]:
     first, seed = int(wanted.get("first_sample", 0)), int(wanted["seed"])
     if wanted["variations"]["is_painted_over"]:
         return [{"strength": distance, "first_sample": first + number} for number in range(count)]
-    base = int(wanted["variations"].get("seed", seed + 1))
     before = [tuple(turn) for turn in wanted.get("turns", ())]
+    used = [seed, int(wanted.get("to_seed", seed)), *(turn[0] for turn in before)]
+    base = int(wanted["variations"].get("seed", max(used) + 1))
     return [{"turns": [*before, (base + number, distance)]} for number in range(count)]
 
 

@@ -25,9 +25,9 @@ from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.photo import to_bytes, to_picture
 from diptych.image.record import Decode, ImageResult, ImageStep
 from diptych.image.samplers import VISITS, Sampler, sampler_named
+from diptych.image.static import FRESH, check_turns, mixture, starting_noise
 from diptych.image.words import Watch, Word, watching
 
-START, FRESH = 0, 1  # streams of randomness: the first noise, and what random samplers add
 MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
 
 
@@ -101,7 +101,7 @@ class ImageRequest:
             raise ValueError(f"share {self.share:g} of the way to where? to_prompt or to_seed says it")
         if self.to_prompt is not None and (not isinstance(self.to_prompt, str) or not self.to_prompt.strip()):
             raise ValueError("to_prompt is empty: say what the picture turns into")
-        _check_turns(self.turns)
+        check_turns(self.turns)
         sampler = sampler_named(self.sampler)
         nodes_named(self.nodes or sampler.nodes)
         check_seed(self.seed)
@@ -111,13 +111,6 @@ class ImageRequest:
     @property
     def guidance_scale(self) -> float:
         return self.guidance.scale
-
-
-def _check_turns(turns: Any) -> None:
-    for turn in turns if isinstance(turns, list | tuple) else [turns]:
-        if not isinstance(turn, list | tuple) or len(turn) != 2 or not is_number(turn[1]) or not 0 <= turn[1] <= 1:
-            raise ValueError(f"turns must be pairs of a seed and a share from 0 to 1, not {turn!r}")
-        check_seed(turn[0])
 
 
 @dataclass
@@ -231,7 +224,9 @@ class ImageRunner:
         elif request.guidance.ever:
             numbers = kit.numbers(pixels, request.told_scale)
             negative = kit.encode([request.negative_prompt], True).told(numbers).repeat(count)
-        noise = self._starting_noise(request, shape[1:]).to(prompt.context.device)
+        static = mixture(request.seed if request.noise is None else None, _turns(request))
+        samples = range(request.first_sample, request.first_sample + count)
+        noise = starting_noise(shape[1:], static, samples, request.noise).to(prompt.context.device)
         x = noise if kit.starts_whole and request.picture is None else route[0].sigma * noise
         # Between two prompts the words of the nearer one are watched.
         nearer = request.to_prompt if request.to_prompt is not None and request.share > 0.5 else request.prompt
@@ -249,21 +244,6 @@ class ImageRunner:
             job.mask = F.max_pool2d(job.request.mask.to(job.x), self.kit.downsampling)
             kept = torch.maximum(kept, 1 - job.mask)
         job.x = job.x + job.route[0].alpha * kept * job.start
-
-    def _starting_noise(self, request: ImageRequest, shape: tuple[int, ...]) -> Tensor:
-        samples = range(request.first_sample, request.first_sample + request.count)
-        turns = [*request.turns, *([] if request.to_seed is None else [(request.to_seed, request.share)])]
-        if request.noise is not None:
-            noise = request.noise.detach().float().cpu()
-        else:
-            noise = torch.stack([normal(shape, seed=request.seed, sample=k, stream=START) for k in samples])
-        for seed, share in turns:
-            if share:
-                other = torch.stack([normal(shape, seed=seed, sample=k, stream=START) for k in samples])
-                # Along a quarter of a circle, so that every point between is as loud as noise is.
-                angle = share * math.pi / 2
-                noise = math.cos(angle) * noise + math.sin(angle) * other if share < 1 else other
-        return noise
 
     @torch.inference_mode()
     def advance(self, jobs: Sequence[ImageJob]) -> list[ImageStep]:
@@ -354,6 +334,10 @@ class ImageRunner:
         }
         words = () if job.watch is None else tuple(word for word, _ in job.watch.words)
         return ImageResult(images, latents.cpu(), request.seed, settings, job.steps, kit.name, words)
+
+
+def _turns(request: ImageRequest) -> list[tuple[int, float]]:
+    return [*request.turns, *([] if request.to_seed is None else [(request.to_seed, request.share)])]
 
 
 def _told(kit: Kit, request: ImageRequest, pixels: tuple[int, int]) -> Condition:
