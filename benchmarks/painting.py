@@ -1,4 +1,4 @@
-"""Painting beside diffusers: seconds of one guided evaluation of a Stable Diffusion 1.5 U-Net, bfloat16, 64 x 64 latents.
+"""Painting beside diffusers: seconds of a guided evaluation of Stable Diffusion 1.5's U-Net, bfloat16, 64 x 64 latents.
 
     python benchmarks/painting.py --models models
     python benchmarks/painting.py --models models --python ../peers/bin/python
