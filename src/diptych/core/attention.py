@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core import blocked, long_rows
+from diptych.core import blocked, long_rows, many_queries
 from diptych.core.few_queries import attend_few
+from diptych.core.fused import linear_plus
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
 from diptych.core.precision import at_least_float32
@@ -83,6 +84,7 @@ class Attention(nn.Module):
         is_causal: bool = False,
         store: Store | None = None,
         kept_rotary: tuple[Tensor, Tensor] | None = None,
+        plus: Tensor | None = None,
     ) -> Tensor:
         """Look from x at the context (at x itself when None).
 
@@ -95,6 +97,7 @@ class Attention(nn.Module):
             is_causal: no query looks at later keys; a mask that comes with it must say so, too.
             store: takes this call's keys and values (B, num_kv_heads, T, head_dim), returns all that may be looked at.
             kept_rotary: cos and sin for all keys that `store` returns; it is then given them unturned.
+            plus: what the result is added to, (B, T, width).
 
         Returns:
             (B, T, width).
@@ -108,7 +111,8 @@ class Attention(nn.Module):
         if kept_rotary is not None:
             k = apply_rotary(k, *kept_rotary, self.pairs_neighbours)
         seen = attend(q, k, v, mask, bias, is_causal=is_causal, softcap=self.softcap, scale=self.scale)
-        mixed: Tensor = self.output(seen.transpose(1, 2).flatten(2))
+        beside = seen.transpose(1, 2).flatten(2)
+        mixed: Tensor = self.output(beside) if plus is None else linear_plus(self.output, beside, plus)
         return mixed
 
     def heads(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +155,8 @@ def attend(
         return blocked.blocked_attention(q, k, v, mask, is_causal)
     if mask is not None and long_rows.suits(q, k, v, mask):
         return long_rows.attend_long(q, k, v, mask)
+    if many_queries.suits(q, k, v, mask, is_causal):
+        return many_queries.attend_many(q, k, v)
     is_grouped = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=is_causal and mask is None, enable_gqa=is_grouped

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.fused import linear_gelu, linear_plus, linear_times
 from diptych.core.spelling import unknown
 
 
@@ -30,6 +31,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+GELU = {"gelu": "none", "gelu-tanh": "tanh"}  # as `F.gelu` calls how it is computed
+
+
 class FeedForward(nn.Module):
     """down(act(gate(x)) * up(x)) when gated (Shazeer 2020, "GLU variants"), down(act(up(x))) when not."""
 
@@ -44,8 +48,22 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(width, hidden, bias=has_bias)
         self.down = nn.Linear(hidden, width, bias=has_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """x: (B, T, width); plus: what the result is added to, of the same shape."""
+        if plus is not None:
+            return self._added(x, plus)
         activate = ACTIVATIONS[self.activation]
         hidden: Tensor = activate(self.up(x)) if self.gate is None else activate(self.gate(x)) * self.up(x)
         narrowed: Tensor = self.down(hidden)
         return narrowed
+
+    def _added(self, x: Tensor, plus: Tensor) -> Tensor:
+        """plus + self(x), with as few passes over what lies between as there are kernels for."""
+        first = self.up if self.gate is None else self.gate
+        if self.activation in GELU:
+            hidden = linear_gelu(first, x, GELU[self.activation])
+        else:
+            hidden = ACTIVATIONS[self.activation](first(x))
+        if self.gate is not None:
+            hidden = linear_times(self.up, x, hidden)
+        return linear_plus(self.down, hidden, plus)

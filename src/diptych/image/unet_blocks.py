@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.attention import Attention
+from diptych.core.convolution import convolved
 from diptych.core.feedforward import FeedForward
+from diptych.core.fused import linear_plus
 from diptych.core.norms import NORMS
 
 
@@ -53,14 +55,14 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h = convolved(self.conv1, F.silu(self.norm1(x)))
         told = self.time(time)[:, :, None, None]
         if self.has_scale:
             scale, shift = told.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + told)
-        h = self.conv2(F.silu(h))
+        h = convolved(self.conv2, F.silu(h))
         kept: Tensor = self.skip(x)
         return kept + h
 
@@ -96,15 +98,15 @@ class TransformerBlock(nn.Module):
 
     def forward(self, h: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """mask: bool, broadcast to (B, 1, places, S), or None."""
-        h = h + self.self_attention(self.self_norm(h))
+        h = self.self_attention(self.self_norm(h), plus=h)
         if self.has_context:
-            h = h + self.cross_attention(self.cross_norm(h), context=context, mask=mask)
-        thought: Tensor = self.feedforward(self.feedforward_norm(h))
-        return h + thought
+            h = self.cross_attention(self.cross_norm(h), context=context, mask=mask, plus=h)
+        thought: Tensor = self.feedforward(self.feedforward_norm(h), plus=h)
+        return thought
 
 
 class FramedTransformer(nn.Module):
-    """Several such blocks in a frame, as in Stable Diffusion: (B, places, width) to the same."""
+    """Several such blocks in a frame, as in Stable Diffusion: (B, width, H, W) to the same."""
 
     def __init__(self, width: int, heads: int, depth: int, switches: BlockSwitches) -> None:
         super().__init__()
@@ -114,11 +116,10 @@ class FramedTransformer(nn.Module):
         self.leave = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        h: Tensor = self.enter(self.norm(x.mT).mT)
+        h: Tensor = self.enter(to_places(self.norm(x)))
         for block in self.blocks:
             h = block(h, context, mask)
-        left: Tensor = self.leave(h)
-        return x + left
+        return to_picture(linear_plus(self.leave, h, to_places(x)), x)
 
 
 class Stage(nn.Module):
@@ -133,6 +134,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = ResidualBlock(source, width, time_width, switches)
+        self.is_framed = switches.is_framed
         self.transformer: nn.Module | None = None
         if depth and switches.is_framed:
             self.transformer = FramedTransformer(width, heads, depth, switches)
@@ -143,7 +145,17 @@ class Stage(nn.Module):
         h: Tensor = self.residual(x, time)
         if self.transformer is None:
             return h
-        height = h.shape[2]
-        places = h.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H W, C): a view of what lies channels last
-        picture: Tensor = self.transformer(places, context, mask).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
-        return picture
+        if self.is_framed:
+            looked: Tensor = self.transformer(h, context, mask)
+            return looked
+        return to_picture(self.transformer(to_places(h), context, mask), h)
+
+
+def to_places(picture: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W, C): a view of what lies channels last."""
+    return picture.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_picture(places: Tensor, like: Tensor) -> Tensor:
+    """(B, H W, C) -> (B, C, H, W) of the height of `like`, channels last."""
+    return places.unflatten(1, (like.shape[2], -1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]

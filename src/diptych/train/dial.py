@@ -93,7 +93,7 @@ def derive(tables: Mapping[str, Any]) -> dict[str, Any]:
         anchor, a_row = TEXT, _whole(model.get("context"), 512)
         width = _whole(_table(model, "overrides").get("width"), decoder_width(depth))
         parameters = decoder_parameters(width, depth)
-    elif run.get("objective") == "diffusion":
+    elif run.get("objective") == "diffusion" and model.get("network", "unet") == "unet":
         anchor, a_row = IMAGE, 1
         unet, encoder = _table(model, "unet"), _table(model, "encoder")
         given = unet.get("widths")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diptych.core.precision import choose
 from diptych.core.randomness import generator, normal
+from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import digest, read_config
 from diptych.data import scenes
@@ -25,13 +26,13 @@ from diptych.image.autoencoder import Autoencoder, AutoencoderConfig, trained_au
 from diptych.image.condition import Condition
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts, encoder_sizes_of, trained_encoder
 from diptych.image.model import ImageModel
+from diptych.image.networks import NETWORKS, make_network
 from diptych.image.objective import denoising_objective, times_named, weighting_named
 from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
 from diptych.image.prediction import prediction_named
 from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
-from diptych.image.unet import UNet, UNetConfig
 from diptych.image.validation import denoising_loss, latents_of
 from diptych.train.card import About, earlier_stages
 from diptych.train.outline import Outline, channels_last
@@ -86,8 +87,9 @@ class Model:
     """[model]: how the denoiser is trained, and the sizes of the two networks.
 
     Args:
-        depth: the one dial: what it comes to is written into the others when the recipe is read (see `train.dial`); 0
-            is none.
+        network: which kind of denoiser, see `networks.NETWORKS`; its sizes are in the table of that name.
+        depth: the one dial of a U-Net: what it comes to is written into the others when the recipe is read (see
+            `train.dial`); 0 is none.
         path: how noise is added, see `path.PATHS`.
         prediction: what the network says, see `prediction.TARGETS`.
         weighting: how noise levels count against each other, see `objective.WEIGHTINGS`.
@@ -95,6 +97,7 @@ class Model:
         caption_dropout: the share of captions left out (for guidance).
     """
 
+    network: str = "unet"
     depth: int = 0
     path: str = "ddpm-cosine"
     prediction: str = "noise"
@@ -102,11 +105,22 @@ class Model:
     times: str = "uniform"
     caption_dropout: float = 0.1
     unet: dict[str, Any] = field(default_factory=dict)
+    dit: dict[str, Any] = field(default_factory=dict)
+    mmdit: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"model.caption_dropout must be at least 0 and below 1, not {self.caption_dropout}")
+        if self.network not in NETWORKS:
+            raise unknown("model.network", self.network, NETWORKS)
+        for kind in NETWORKS:
+            if kind != self.network and getattr(self, kind):
+                raise ValueError(f"model.{kind} does not go with the network '{self.network}'")
+        if self.depth and self.network != "unet":
+            raise ValueError(
+                f"model.depth is a U-Net's; the sizes of '{self.network}' are set in [model.{self.network}]"
+            )
         for key, read in READ.items():
             try:
                 read(getattr(self, key))
@@ -115,6 +129,7 @@ class Model:
         prediction_named(self.prediction).check(path_named(self.path))
 
 
+NAMES = {"unet": "A U-Net", "dit": "A transformer over patches", "mmdit": "A transformer over words and patches"}
 READ = {"path": path_named, "prediction": prediction_named, "weighting": weighting_named, "times": times_named}
 
 
@@ -169,12 +184,13 @@ class DiffusionTask:
         with recipe.checking("data", "autoencoder"):
             autoencoder = trained_autoencoder(self.data.autoencoder)
         autoencoder.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoder_config, unet_config = _network_sizes(recipe, {"channels": autoencoder.config.latent_channels})
-        multiple = autoencoder.config.downsampling << (len(unet_config.widths) - 1)
+        kind = settings.network
+        encoder_config, network_config = _network_sizes(recipe, {"channels": autoencoder.config.latent_channels})
+        multiple = autoencoder.config.downsampling * network_config.multiple
         if self.data.size < 1 or self.data.size % multiple:
             with recipe.checking("data", "size"):
                 raise ValueError(f"data.size must be a multiple of {multiple}, not {self.data.size}")
-        start = Start.of(recipe, "encoder", "unet")
+        start = Start.of(recipe, "encoder", kind)
         troubles = Troubles()
         with recipe.checking("data"):
             self.pictures = training_pictures(self.data, multiple=multiple, batch=recipe.run.batch, troubles=troubles)
@@ -188,21 +204,21 @@ class DiffusionTask:
                 tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
             encoder_config = replace(encoder_config, vocab_size=tokenizer.size)
             encoder = TextEncoder(encoder_config)
-        unet = UNet(unet_config)
+        network = make_network(kind, network_config.to_dict())
         if start:
             start.check("encoder", encoder_config.to_dict(), free=("length",))
-            start.check("unet", unet_config.to_dict())
+            start.check(kind, network_config.to_dict())
             if not self.data.text_encoder:
                 start.fill(encoder, "encoder.")
-            start.fill(unet, "unet.")
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model: nn.ModuleDict = nn.ModuleDict({"encoder": encoder, "unet": unet}).to(self.device)
+            start.fill(network, f"{kind}.")
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.ModuleDict = nn.ModuleDict({"encoder": encoder, kind: network}).to(self.device)
         self.encoder, self.tokenizer = encoder, tokenizer
         self.prompter = OwnPrompter(encoder, tokenizer)
         self.painter = ImageModel(
             recipe.name,
             prompter=self.prompter,
-            network=unet,
+            network=network,
             autoencoder=autoencoder,
             path=settings.path,
             prediction=settings.prediction,
@@ -306,10 +322,10 @@ class DiffusionTask:
         together = "before" if self.data.text_encoder else "with"
         return About(
             made=f"A latent diffusion model: it paints pictures of {self.data.size} x {self.data.size} pixels from a "
-            f"sentence. A U-Net predicts {WORDS[self.painter.denoiser.prediction.word]} of latents of {shape} numbers "
-            f"on the path {self.settings.path}, looking at the prompt through a text encoder trained {together} it; "
-            "an autoencoder, trained before, reads the picture off the latents. The weights of all three are kept as "
-            "bfloat16.",
+            f"sentence. {NAMES[self.settings.network]} predicts {WORDS[self.painter.denoiser.prediction.word]} of "
+            f"latents of {shape} numbers on the path {self.settings.path}, looking at the prompt through a text "
+            f"encoder trained {together} it; an autoencoder, trained before, reads the picture off the latents. The "
+            "weights of all three are kept as bfloat16.",
             example="pictures",
             data=f"{self.pictures.about} {self.settings.caption_dropout:.0%} of the captions were left out."
             + (OF_SCENES if self.pictures.truth else ""),
@@ -340,9 +356,10 @@ def build(recipe: Recipe) -> DiffusionTask:
     return DiffusionTask(recipe)
 
 
-def _network_sizes(recipe: Recipe, otherwise: dict[str, Any]) -> tuple[EncoderConfig, UNetConfig]:
-    """What [model] comes to; `otherwise` is of the U-Net, where the recipe does not set it."""
-    data = recipe.section("data", Data)
+def _network_sizes(recipe: Recipe, otherwise: dict[str, Any]) -> tuple[EncoderConfig, Any]:
+    """What [model] comes to; `otherwise` is of the denoiser, where the recipe does not set it."""
+    data, kind = recipe.section("data", Data), recipe.section("model", Model).network
+    network = NETWORKS[kind][0]
     encoder_sizes = {"vocab_size": data.vocab_size} | recipe.sizes("model.encoder", EncoderConfig)
     if data.text_encoder:
         with recipe.checking("data", "text_encoder"):
@@ -353,16 +370,18 @@ def _network_sizes(recipe: Recipe, otherwise: dict[str, Any]) -> tuple[EncoderCo
             encoder_sizes = encoder_sizes_of(data.text_encoder)
     with recipe.checking("model"):
         encoder = EncoderConfig.from_dict(encoder_sizes)
-        unet_sizes = {"context_width": encoder.width} | otherwise | recipe.sizes("model.unet", UNetConfig)
-        return encoder, UNetConfig.from_dict(unet_sizes)
+        sizes = {"context_width": encoder.width} | otherwise | recipe.sizes(f"model.{kind}", network)
+        return encoder, network.from_dict(sizes)
 
 
 def filled_in(recipe: Recipe) -> dict[str, Any]:
-    """[model.unet] and [model.encoder], whole but for what the autoencoder and the vocabulary decide."""
-    encoder, unet = (config.to_dict() for config in _network_sizes(recipe, {}))
-    given = recipe.sizes("model.unet", UNetConfig)
+    """The denoiser's table and [model.encoder], whole but for what the autoencoder and the vocabulary decide."""
+    kind = recipe.section("model", Model).network
+    encoder, network = (config.to_dict() for config in _network_sizes(recipe, {}))
+    given = recipe.sizes(f"model.{kind}", NETWORKS[kind][0])
+    decided = {"channels", "context_width"} - given.keys()
     return {
-        "unet": {key: value for key, value in unet.items() if key in given or key not in ("channels", "context_width")},
+        kind: {key: value for key, value in network.items() if key not in decided},
         "encoder": {key: value for key, value in encoder.items() if key != "vocab_size"},
     }
 
@@ -382,8 +401,9 @@ def outline(recipe: Recipe) -> Outline:
     with recipe.checking("data", "autoencoder"):
         known = read_config(data.autoencoder).get("autoencoder", {}) if has_autoencoder else {}
         latent = AutoencoderConfig.from_dict(known)
-    encoder, unet = _network_sizes(recipe, {"channels": latent.latent_channels})
-    shape = (unet.channels, data.size // latent.downsampling, data.size // latent.downsampling)
+    kind = settings.network
+    encoder, network = _network_sizes(recipe, {"channels": latent.latent_channels})
+    shape = (network.channels, data.size // latent.downsampling, data.size // latent.downsampling)
     is_frozen = bool(data.text_encoder)
     path = _Middling("middling", "preserving", np.log, np.exp)
     prediction = prediction_named(settings.prediction)
@@ -399,16 +419,19 @@ def outline(recipe: Recipe) -> Outline:
     def loss(model: nn.ModuleDict, batch: DiffusionBatch) -> Tensor:
         context = batch.words if is_frozen else model["encoder"](batch.words, batch.mask)
         noisy = (batch.latents, batch.noise, batch.times, Condition(context, batch.mask))
-        return denoising_objective(model["unet"], prediction, path, *noisy, weighting=settings.weighting)[0]
+        return denoising_objective(model[kind], prediction, path, *noisy, weighting=settings.weighting)[0]
 
     with torch.device("meta"):
         frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
     missing = f"no autoencoder at '{data.autoencoder}' yet: one of {latent.latent_channels} channels is assumed"
     return Outline(
         make=lambda: nn.ModuleDict(
-            {"encoder": TextEncoder(encoder).requires_grad_(not is_frozen), "unet": channels_last(UNet(unet))}
+            {
+                "encoder": TextEncoder(encoder).requires_grad_(not is_frozen),
+                kind: channels_last(make_network(kind, network.to_dict())),
+            }
         ),
-        networks=lambda model: [model["unet"]] if is_frozen else [model["encoder"], model["unet"]],
+        networks=lambda model: [model[kind]] if is_frozen else [model["encoder"], model[kind]],
         batch=batch,
         loss=loss,
         unit=DiffusionTask.unit,
