@@ -1,0 +1,246 @@
+"""What compiled kernels do with memory: numbers at an address, products of whole lanes of them, counting that threads
+share.
+
+Numba compiles plain Python loops over numbers; these few words, which Python has not, are given to it as instructions
+of LLVM. An address is an int. Lanes are of one width on every processor: LLVM makes of them what the processor has.
+
+How fast memory is read depends on how little is done with each number, since a processor looks but a few hundred
+instructions ahead. So there are two more products, for processors that multiply pairs of bfloat16 or of 16-bit integers
+in one instruction: they take the other factor in two halves, or in steps of the largest of BLOCK numbers over 2^15.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+BLOCK, LANES = 64, 16  # numbers of a row that are taken at a time, and those of a vector
+
+BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+FLOAT = ir.FloatType()
+VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+CONTRACT = ("contract",)
+
+_features = llvmlite.binding.get_host_cpu_features()
+PAIRS_BFLOATS = bool(_features.get("avx512bf16"))
+PAIRS_INTEGERS = bool(_features.get("avx512vnni"))
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+Typed = tuple[Any, Callable[..., Any]]
+INT = types.int64
+
+
+def _numbers_at(kind: Any) -> Any:
+    @intrinsic
+    def numbers_at(context: Any, address: Any) -> Typed:
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(INT), code
+
+    return numbers_at
+
+
+floats = _numbers_at(types.float32)
+bfloats = _numbers_at(types.uint16)
+int16s = _numbers_at(types.int16)
+int8s = _numbers_at(types.int8)
+ints = _numbers_at(types.int64)
+
+
+@intrinsic
+def float_of_bits(context: Any, bits: Any) -> Typed:
+    """The float32 of 32 bits."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], FLOAT)
+
+    return types.float32(types.uint32), code
+
+
+@intrinsic
+def bits_of_float(context: Any, number: Any) -> Typed:
+    """The 32 bits of a float32."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.bitcast(values[0], WORD)
+
+    return types.uint32(types.float32), code
+
+
+def _llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"llvm.{name}")
+
+
+def _read(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def _read_floats(builder: Any, address: Any) -> Any:
+    return _read(builder, address, VECTOR)
+
+
+def _read_bfloats(builder: Any, address: Any) -> Any:
+    """A bfloat16 is the upper half of a float32."""
+    words = builder.zext(_read(builder, address, ir.VectorType(HALF, LANES)), WORDS)
+    return builder.bitcast(builder.shl(words, ir.Constant(WORDS, [16] * LANES)), VECTOR)
+
+
+def _read_int8s(builder: Any, address: Any) -> Any:
+    return builder.sitofp(builder.sext(_read(builder, address, ir.VectorType(BYTE, LANES)), WORDS), VECTOR)
+
+
+def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:
+    """An intrinsic: what `step` adds up over a row, in one pass from its beginning to its end, for so memory is read
+    fastest. It takes the addresses, and the count of numbers: a multiple of BLOCK, and not 0.
+
+    Args:
+        sizes: bytes that a number takes at each of the addresses.
+        sums: that are made side by side.
+        step: (builder, sum, addresses) -> sum, from the BLOCK / sums numbers that begin there.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        *addresses, count = values
+        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        block, totals = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(sums)]
+        block.add_incoming(LONG(0), start)
+        grown = []
+        for index, total in enumerate(totals):
+            total.add_incoming(ZEROS, start)
+            there = [
+                builder.add(address, builder.add(builder.mul(block, LONG(int(BLOCK * size))), LONG(int(share))))
+                for address, size in zip(addresses, sizes, strict=True)
+                for share in [BLOCK // sums * index * size]
+            ]
+            grown.append(step(builder, total, there))
+        following = builder.add(block, LONG(1))
+        block.add_incoming(following, loop)
+        for total, more in zip(totals, grown, strict=True):
+            total.add_incoming(more, loop)
+        builder.cbranch(builder.icmp_signed("<", builder.mul(following, LONG(BLOCK)), count), loop, after)
+        builder.position_at_end(after)
+        while len(grown) > 1:
+            grown = [builder.fadd(*pair) for pair in zip(grown[::2], grown[1::2], strict=True)]
+        add_up = _llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
+        return builder.call(add_up, [FLOAT(0.0), grown[0]], fastmath=("reassoc",))
+
+    typed = types.float32(*[INT] * (len(sizes) + 1)), code
+    if len(sizes) == 2:
+        return intrinsic(lambda context, weights, x, count: typed)
+    return intrinsic(lambda context, weights, x, more, count: typed)
+
+
+def _times_floats(read: Callable[..., Any]) -> Callable[..., Any]:
+    def step(builder: Any, total: Any, addresses: Any) -> Any:
+        weight, other = read(builder, addresses[0]), _read_floats(builder, addresses[1])
+        return builder.fadd(total, builder.fmul(weight, other, CONTRACT), CONTRACT)
+
+    return step
+
+
+class _Bfloat(ir.Type):
+    """bfloat16, which llvmlite has not."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+PAIRED_BFLOATS = ir.VectorType(_Bfloat(), 2 * LANES)
+
+
+def _bfloat_pairs(builder: Any, total: Any, addresses: Any) -> Any:
+    """Weights times the upper halves of numbers, and times what these leave."""
+    kind = PAIRED_BFLOATS
+    multiply = _llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, kind, kind)
+    weights, *halves = (_read(builder, address, kind) for address in addresses)
+    for half in halves:
+        total = builder.call(multiply, [total, weights, half])
+    return total
+
+
+def _integer_pairs(builder: Any, total: Any, addresses: Any) -> Any:
+    """BLOCK weights times as many 16-bit integers, times what one of these is worth."""
+    weights, others, worth = addresses
+    multiply = _llvm(builder, "x86.avx512.vpdpwssd.512", WORDS, WORDS, WORDS, WORDS)
+    found = ir.Constant(WORDS, [0] * LANES)
+    for half in range(2):
+        bytes_ = _read(builder, builder.add(weights, LONG(half * 32)), ir.VectorType(BYTE, 32))
+        wide = builder.bitcast(builder.sext(bytes_, ir.VectorType(HALF, 32)), WORDS)
+        other = _read(builder, builder.add(others, LONG(half * 64)), WORDS)
+        found = builder.call(multiply, [found, wide, other])
+    nothing = ir.Constant(VECTOR, ir.Undefined)
+    one = builder.insert_element(nothing, _read(builder, worth, FLOAT), WORD(0))
+    each = builder.shuffle_vector(one, nothing, ir.Constant(WORDS, [0] * LANES))
+    return builder.fadd(total, builder.fmul(builder.sitofp(found, VECTOR), each, CONTRACT), CONTRACT)
+
+
+dot_float = _row_product((4, 4), 4, _times_floats(_read_floats))
+dot_bfloat = _row_product((2, 4), 4, _times_floats(_read_bfloats))
+dot_int8 = _row_product((1, 4), 4, _times_floats(_read_int8s))
+dot_bfloat_pairs = _row_product((2, 2, 2), 2, _bfloat_pairs)
+dot_int8_pairs = _row_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
+
+
+@intrinsic
+def read_shared(context: Any, address: Any) -> Typed:
+    """An int that other threads write; what they wrote before it is there, too."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(values[0], LONG.as_pointer()), "acquire", 8)
+
+    return INT(INT), code
+
+
+@intrinsic
+def write_shared(context: Any, address: Any, value: Any) -> Typed:
+    """An int that other threads read; what was written before it is there for them, what is written after it not."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.store_atomic(values[1], builder.inttoptr(values[0], LONG.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(INT, INT), code
+
+
+@intrinsic
+def add_shared(context: Any, address: Any, value: Any) -> Typed:
+    """Add to an int that other threads read and write."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.atomic_rmw("add", builder.inttoptr(values[0], LONG.as_pointer()), values[1], "acq_rel")
+        return context.get_dummy_value()
+
+    return types.void(INT, INT), code
+
+
+@intrinsic
+def swap_shared(context: Any, address: Any, old: Any, new: Any) -> Typed:
+    """Write `new` if `old` is there still; whether it was."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = builder.inttoptr(values[0], LONG.as_pointer())
+        found = builder.cmpxchg(pointer, values[1], values[2], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(INT, INT, INT), code
+
+
+@intrinsic
+def pause(context: Any) -> Typed:
+    """Let a moment pass, for whom the core is shared with."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if IS_X86:
+            builder.call(_llvm(builder, "x86.sse2.pause", ir.VoidType()), [])
+        return context.get_dummy_value()
+
+    return types.void(), code
