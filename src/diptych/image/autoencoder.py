@@ -5,6 +5,7 @@ latent diffusion, Rombach et al. 2022, sec. 3.1). The first downsampling folds s
 costs nothing and keeps every number.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,9 @@ class Autoencoder(nn.Module):
         return picture.float()
 
     @torch.no_grad()
-    def measure(self, pictures: Tensor, batch: int = 32) -> None:
-        """Set shift and scale from a sample of training pictures (N, 3, H, W), `batch` at a time."""
-        mean = torch.cat([self.moments(part)[0] for part in pictures.split(batch)])
+    def measure(self, parts: Iterable[Tensor]) -> None:
+        """Set shift and scale from a sample of training pictures, some (N, 3, H, W) after the other."""
+        mean = torch.cat([self.moments(part)[0] for part in parts])
         self.shift.copy_(mean.mean((0, 2, 3)))
         self.scale.copy_(mean.std((0, 2, 3)))
 
