@@ -1,6 +1,6 @@
 """Training the autoencoder to give pictures back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from diptych.core.precision import choose
 from diptych.core.randomness import normal
 from diptych.core.weights import save
-from diptych.data.augmentation import Augmentation
 from diptych.data.buckets import fit
 from diptych.data.picture_source import PictureSource
 from diptych.data.training_pictures import PictureData as Data
 from diptych.data.training_pictures import training_pictures
 from diptych.data.trouble import Trouble, Troubles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
-from diptych.image.fidelity import structural_similarity
+from diptych.image.fidelity import peak_signal_to_noise, structural_similarity
 from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
 from diptych.image.validation import fidelity
@@ -31,6 +30,7 @@ from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 LATENT = 2  # stream of randomness
+AT_ONCE = 32  # pictures, as many as a validation takes
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class AutoencoderTask:
             pictures.buckets,
             batch=run.batch,
             seed=run.seed,
-            augmentation=Augmentation(mirror="untold"),
+            mirrors=True,
             cuts="anywhere",
         )
         return Noised(source, config.latent_channels, config.downsampling, run.batch, run.seed)
@@ -210,25 +210,25 @@ class AutoencoderTask:
             card += earlier_stages(self.recipe.run.init_from)
         save(directory, config, self.model.state_dict(), card=card)
 
-    def _some(self, count: int) -> Tensor:
-        """Training pictures from all over the set, cut to the square; fewer where some are broken."""
-        train, found = self.pictures.train, []
-        for index in torch.linspace(0, len(train) - 1, min(count, len(train))).long().tolist():
-            with suppress(ValueError, OSError):
-                found.append(fit(train.read(index), (self.data.size, self.data.size)).transpose(2, 0, 1))
-        return _values(np.stack(found)).to(self.device)
+    def _some(self, count: int) -> Iterator[Tensor]:
+        """Training pictures from all over the set, cut to the square, a few at a time; fewer where some are broken."""
+        train = self.pictures.train
+        for part in torch.linspace(0, len(train) - 1, min(count, len(train))).long().split(AT_ONCE):
+            found = []
+            for index in part.tolist():
+                with suppress(ValueError, OSError):
+                    found.append(fit(train.read(index), (self.data.size, self.data.size)).transpose(2, 0, 1))
+            if found:
+                yield _values(np.stack(found)).to(self.device)
 
 
 def _values(pictures: np.ndarray) -> Tensor:
     """Pictures (N, 3, H, W) uint8 as float32, -1..1."""
-    return torch.from_numpy(pictures.copy()).float() / 127.5 - 1
+    return torch.from_numpy(pictures).float().div_(127.5).sub_(1)
 
 
 def build(recipe: Recipe) -> AutoencoderTask:
     return AutoencoderTask(recipe)
-
-
-MEASURED = 512  # pictures that the finished latents are measured on
 
 
 def outline(recipe: Recipe) -> Outline:
@@ -253,11 +253,9 @@ def outline(recipe: Recipe) -> Outline:
         return autoencoder_loss(model, *batch, edge_weight=edge, kl_weight=kl)[0]
 
     def validate(model: Autoencoder) -> None:
-        if settings.trains_encoder:
-            kept = torch.zeros(max(MEASURED, data.held_out), 3, data.size, data.size, dtype=torch.uint8)
-            model.measure(kept.float() / 127.5 - 1)
-        part = pictures(32)
+        part = torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8).float() / 127.5 - 1
         rebuilt = model.decoder(model.moments(part)[0]).float().clamp(-1, 1)
+        peak_signal_to_noise(rebuilt, part)
         structural_similarity(rebuilt, part)
 
     return Outline(
@@ -267,4 +265,6 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=AutoencoderTask.unit,
         validate=validate,
+        validations=data.held_out / AT_ONCE,
+        data=data.held_out * 3 * data.size**2,
     )
