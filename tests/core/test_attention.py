@@ -192,3 +192,23 @@ def test_a_window_is_a_token_and_those_just_before_it():
             for query, place in enumerate(places[row].tolist()):
                 near = {key for key in range(7) if place - 3 < key <= place} - (set() if given is None else {4})
                 assert set(seen[row, 0, query].nonzero()[:, 0].tolist()) == near
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize("masking", ["none", "causal", "mask"])
+def test_a_bias_is_added_to_scores_of_a_scale_of_their_own(scale, masking):
+    """Against the formula written out, with two heads of keys for four of queries."""
+    torch.manual_seed(0)
+    layer = Attention(16, 4, num_kv_heads=2, scale=scale)
+    x, bias = torch.randn(2, 5, 16), torch.randn(1, 4, 5, 5)
+    seen = torch.tensor([[True] * 5, [True, True, False, True, False]])[:, None, None]
+    mask = {"none": torch.ones(5, 5), "causal": torch.ones(5, 5).tril(), "mask": seen}[masking].bool()
+    q = layer.query(x).unflatten(-1, (4, 4)).transpose(1, 2)
+    k, v = (
+        part(x).unflatten(-1, (2, 4)).transpose(1, 2).repeat_interleave(2, dim=1) for part in (layer.key, layer.value)
+    )
+    scores = q @ k.mT * (0.5 if scale is None else scale) + bias
+    odds = torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
+    expected = layer.output((odds @ v).transpose(1, 2).flatten(2))
+    found = layer(x, bias=bias, mask=seen if masking == "mask" else None, is_causal=masking == "causal")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
