@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from diptych.image.model import ImageModel
+from diptych.train.footprint import footprint
 from diptych.train.loop import train
+from diptych.train.meter import FlopCounter
 from diptych.train.outline import outline_of
 from diptych.train.recipe import Recipe
 from diptych.train.run import RunDirectory
@@ -41,6 +43,20 @@ def test_a_transformer_is_trained_as_the_denoiser_and_paints(recipe: Read, tmp_p
     assert painter.generate("a cat", steps=2, seed=1).result().image.size == (32, 32)
     again = build(recipe("diffusion", *changes, f"run.init_from={directory.model}"))
     assert kind in again.model
+
+
+@pytest.mark.parametrize("kind", DENOISERS)
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_a_transformer_is_planned_by_the_products_that_it_makes(recipe: Read, kind: str, compute: torch.dtype) -> None:
+    """On fake tensors, without data; the operations of a step are those of a real one."""
+    chosen = recipe("diffusion", f"model.network={kind}", "model.unet={}", DENOISERS[kind])
+    outline = outline_of(chosen)
+    found = footprint(outline, 4, chosen.optimizer, compute)
+    model = outline.make()
+    with FlopCounter() as counter, torch.autocast("cpu", compute, enabled=compute != torch.float32):
+        outline.loss(model, outline.batch(4)).backward()  # type: ignore[no-untyped-call]
+    assert found.flops == counter.flops
+    assert found.parameters == sum(one.numel() for one in model.parameters())
 
 
 @pytest.mark.parametrize(
