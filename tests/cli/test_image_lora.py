@@ -51,3 +51,15 @@ def test_what_is_no_lora_is_said(paint, ink, words, message):
     run = paint(*[part for word in words for part in ("--lora", word)])
     assert run.status == 2
     assert message in run.err
+
+
+def test_a_lora_is_merged_into_a_painter_of_the_house(paint, diptych, ink, folder, tiny_brush):
+    run = diptych("models", "merge", tiny_brush, ink, "--out", "inked")
+    assert run.status == 0
+    assert run.out.endswith("with the adapter in its weights; 'diptych image --model inked' paints\n")
+    words = ("--seed", 7, "--steps", 3, "--dtype", "float32", "--out")
+    assert diptych("image", "a cat", "--model", "inked", *words, "merged.png").status == 0
+    assert paint(*words, "ink.png", "--lora", ink).status == 0
+    assert paint(*words, "bare.png").status == 0
+    merged, worn, bare = (pixels(f"{name}.png").astype(int) for name in ("merged", "ink", "bare"))
+    assert np.abs(merged - worn).mean() < 0.1 * np.abs(worn - bare).mean()
