@@ -119,3 +119,23 @@ def test_an_adapter_for_another_network_is_refused(network):
     adapter.attach(network)
     with pytest.raises(ValueError, match="attached already"):
         adapter.attach(network)
+
+
+def test_beside_a_convolution_stands_one_to_as_many_channels_as_the_rank():
+    """The sum of two convolutions is that of one with both weights, at any stride and padding."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(8, 4, 1))
+    adapter = learned(network, LoraSettings(rank=2, alpha=3.0, targets=("0", "1")))
+    x = torch.randn(2, 6, 9, 7)
+    bare = network(x)
+    first = adapter.layers["0"]
+    assert (tuple(first.a.shape), tuple(first.b.shape)) == ((2, 6, 3, 3), (8, 2))
+    by_hand = network[0].weight + 1.5 * (first.b @ first.a.flatten(1)).view(8, 6, 3, 3)
+    expected = nn.functional.conv2d(x, by_hand, network[0].bias, stride=2, padding=1)
+    adapter.attach(network)
+    torch.testing.assert_close(network[0](x), expected)
+    worn = network(x)
+    adapter.detach()
+    assert torch.equal(network(x), bare)
+    adapter.merge_into(network)
+    torch.testing.assert_close(network(x), worn, rtol=0, atol=1e-5)

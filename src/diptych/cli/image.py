@@ -11,6 +11,7 @@ from diptych.cli.image_easel import Easel, Watch
 from diptych.cli.image_frames import PER_SECOND, USUAL, paint_frames, place
 from diptych.cli.image_grid import paint_grid
 from diptych.cli.image_like import again, facts_of, model_again, tell_differences
+from diptych.cli.image_lora import loras_again, loras_of, wear
 from diptych.cli.image_save import described, save
 from diptych.cli.image_settings import checked, enlarged, interval_of, margins_of, measured, several, source_of
 from diptych.cli.image_variations import DISTANCE, paint_variations
@@ -38,6 +39,10 @@ def image(
     ] = None,
     seed: frame.Seed = None,
     model: Annotated[str | None, typer.Option(help="A bundled model or a checkpoint directory. [brush]")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:SCALE]", help="Paint with a LoRA, at this strength; more than once for several."),
+    ] = None,
     device: frame.Device = None,
     dtype: frame.Dtype = None,
     guidance: Annotated[
@@ -203,11 +208,13 @@ def image(
     given |= several(variations, distance, frames, fps, grid, given) | enlarged(enlarge, enlarge_strength)
     if "prompt" in given.get("grid", {}):
         given.setdefault("prompt", given["grid"]["prompt"][0])
-    before, chosen, wanted = None, None, given
+    before, chosen, wanted, loras = None, None, given, loras_of(lora or [])
     if like is not None:
         before = facts_of(like)
         model = model or model_again(before["model"], "--model", like)
-        wanted, chosen = again(before, given, like, is_same=not given and dtype in (None, before.get("dtype")))
+        is_same = not given and not lora and dtype in (None, before.get("dtype"))
+        wanted, chosen = again(before, given, like, is_same=is_same)
+        loras = loras or loras_again(before, like)
         dtype = dtype or before.get("dtype")
     elif "prompt" not in given:
         raise UsageError("missing argument 'prompt': say what to paint, or name a picture with --like")
@@ -216,6 +223,7 @@ def image(
         raise UsageError(f"--{'trace' if trace else 'explain'} is of one painting; leave out --{kind or 'enlarge'}")
     out = place(out, wanted["frames"]) if kind == "frames" else frame.output(out, ".png")
     painter = frame.image_model(model or "brush", device, dtype)
+    wear(painter, loras)
     worse = frame.image_model(wanted["weaker"], device, dtype) if "weaker" in wanted else None
     if before is not None:
         tell_differences(before, painter.name)

@@ -4,11 +4,15 @@ import json as json_format
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diptych.cli import UsageError, frame
+
+if TYPE_CHECKING:
+    from diptych.image.model import ImageModel
+    from diptych.text.model import TextModel
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 FORMS = ("hf",)
@@ -82,25 +86,46 @@ def export(
 
 @app.command()
 def merge(
-    model: Annotated[str, typer.Argument(help="A bundled model or a checkpoint directory that writes.")],
-    adapter: Annotated[Path, typer.Argument(help="A folder with a LoRA adapter for it.")],
+    model: Annotated[str, typer.Argument(help="A bundled model or a checkpoint directory.")],
+    adapter: Annotated[Path, typer.Argument(help="A LoRA adapter for it: a folder, for a painter also a file.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes, a folder that does not exist yet.")],
 ) -> None:
     """Add an adapter to a model's weights: one checkpoint, which is as quick as the model itself."""
     _check_new(out)
+    import torch
+
     from diptych.core.weights import stored_dtype
     from diptych.interop.folder import card_of
-    from diptych.interop.peft import load_adapter
+    from diptych.interop.pipelines import is_pipeline
     from diptych.models import find
 
-    directory, _ = find(model)
-    merged = frame.text_model(model, "cpu", stored_dtype(directory))
-    before = merged.name
-    merged.merge_adapter(load_adapter(merged, adapter))
-    merged.name = out.resolve().name
+    directory, config = find(model)
+    if is_pipeline(directory):
+        raise UsageError(f"'{model}' stays in the layout of its authors; 'diptych image --lora' paints with an adapter")
+    dtype, is_painter = stored_dtype(directory), config.get("panel") == "image"
+    merged = _painter_with(model, adapter) if is_painter else _writer_with(model, adapter, dtype)
+    before, merged.name = merged.name, out.resolve().name
     about = f"# {merged.name}\n\nThe model {before} with the adapter `{adapter.resolve().name}` added to its weights."
-    merged.save(out, "\n\n".join(filter(None, (about, card_of(adapter), card_of(directory)))) + "\n")
-    print(f"{out}: {before} with the adapter in its weights; 'diptych text --model {out}' writes")
+    card = "\n\n".join(filter(None, (about, card_of(adapter), card_of(directory)))) + "\n"
+    merged.save(out, card, dtype=getattr(torch, dtype))
+    what = ("image", "paints") if is_painter else ("text", "writes")
+    print(f"{out}: {before} with the adapter in its weights; 'diptych {what[0]} --model {out}' {what[1]}")
+
+
+def _writer_with(model: str, adapter: Path, dtype: str) -> "TextModel":
+    from diptych.interop.peft import load_adapter
+
+    writer = frame.text_model(model, "cpu", dtype)
+    writer.merge_adapter(load_adapter(writer, adapter))
+    return writer
+
+
+def _painter_with(model: str, adapter: Path) -> "ImageModel":
+    from diptych.interop.lora import load_lora
+
+    painter = frame.image_model(model, "cpu", "float32")
+    painter.merge_adapter(load_lora(painter, adapter))
+    return painter
 
 
 def _check_new(out: Path) -> None:
