@@ -11,6 +11,7 @@ from diptych.core.precision import at_least_float32
 
 IGNORED = -100  # the target of a place that has none
 NUMBERS = 2**20  # logits in a block: 4 MB of float32
+MULTIPLIED = 2**22  # logits that are multiplied at once
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -27,23 +28,45 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(at_least_float32(logits), targets, ignore_index=IGNORED, reduction="sum")
 
 
+def likelihood_of_products(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`negative_log_likelihood` of the logits x weight^T. While training in bfloat16 on a CPU their gradient follows
+    each block of them at once, while it is in the cache, and all that is kept are the gradients of x and weight.
+
+    Args:
+        x: (..., C); weight: (V, C); targets: (...), int64; -100 where there is none.
+    """
+    is_trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if is_ours(x) and is_trained and not torch.compiler.is_compiling():
+        flat = x.flatten(0, -2)
+        total: Tensor = _Products.apply(flat, weight.to(x.dtype), targets.flatten())  # type: ignore[no-untyped-call]
+        return total
+    return negative_log_likelihood(F.linear(x, weight), targets)
+
+
+def _score(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
+    """The sum of -log p of targets, and its gradient by the logits (N, V) into `gradient`, which may be the logits
+    themselves: a block of places at a time, so that of the arrays of that size in float32, of which there would be
+    four, none leaves the cache."""
+    total = torch.zeros((), dtype=torch.float32)
+    rows = max(1, NUMBERS // logits.shape[-1])
+    for block, target, found in zip(logits.split(rows), targets.split(rows), gradient.split(rows), strict=True):
+        is_real, place = (target != IGNORED)[:, None], target.clamp(min=0)[:, None]
+        odds = torch.softmax(block.float(), dim=-1)
+        # Seen from the likeliest, whose odds are at least 1 / V: those of a target may be too small for a float.
+        behind = block.gather(-1, place).float() - block.amax(dim=-1, keepdim=True).float()
+        total -= (behind + odds.amax(dim=-1, keepdim=True).log()).mul_(is_real).sum()
+        odds.scatter_add_(-1, place, odds.new_full(place.shape, -1.0))
+        found.copy_(odds if is_real.all() else odds.mul_(is_real))
+    return total
+
+
 class _Likelihood(torch.autograd.Function):
-    """The same for bfloat16 on a CPU, a block of places at a time: of the vocabulary-wide arrays in float32, of which
-    there would be four, none leaves the cache. The gradient is made on the way."""
+    """For bfloat16 on a CPU: the gradient is made on the way."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         gradient = torch.empty_like(logits)
-        total = torch.zeros((), dtype=torch.float32)
-        rows = max(1, NUMBERS // logits.shape[-1])
-        for block, target, found in zip(logits.split(rows), targets.split(rows), gradient.split(rows), strict=True):
-            is_real, place = (target != IGNORED)[:, None], target.clamp(min=0)[:, None]
-            odds = torch.softmax(block.float(), dim=-1)
-            # Seen from the likeliest, whose odds are at least 1 / V: those of a target may be too small for a float.
-            behind = block.gather(-1, place).float() - block.amax(dim=-1, keepdim=True).float()
-            total -= (behind + odds.amax(dim=-1, keepdim=True).log()).mul_(is_real).sum()
-            odds.scatter_add_(-1, place, odds.new_full(place.shape, -1.0))
-            found.copy_(odds if is_real.all() else odds.mul_(is_real))
+        total = _score(logits, targets, gradient)
         ctx.save_for_backward(gradient)
         return total
 
@@ -51,3 +74,29 @@ class _Likelihood(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (to_logits,) = ctx.saved_tensors
         return to_logits * gradient.to(to_logits.dtype), None
+
+
+class _Products(torch.autograd.Function):
+    """The same with the product that gives the logits (N, V), in pieces: a piece is multiplied, scored and its gradient
+    multiplied on before the next one comes (as in Liger Kernel: Hsu et al. 2024, sec. 3.2)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        to_x = torch.empty_like(x)
+        buffer = torch.empty(len(x), len(weight), dtype=x.dtype)
+        total = torch.zeros((), dtype=torch.float32)
+        rows = max(1, MULTIPLIED // len(weight))
+        for some, target, piece, found in zip(
+            x.split(rows), targets.split(rows), buffer.split(rows), to_x.split(rows), strict=True
+        ):
+            torch.mm(some, weight.mT, out=piece)
+            total += _score(piece, target, piece)
+            torch.mm(piece, weight, out=found)
+        to_weight = buffer.mT @ x if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(to_x, to_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        to_x, to_weight = ctx.saved_tensors
+        return to_x * gradient, None if to_weight is None else to_weight * gradient, None

@@ -53,7 +53,7 @@ class ScenePairs:
         total = self.data.scenes - self.data.held_out
         places = [step * self.batch_size + row for row in rows]
         chosen = [(int(_order(total, self.seed, place // total)[place % total]), place // total) for place in places]
-        pictures = torch.from_numpy(self.scenes.pixels.array[[index for index, _ in chosen]]).float() / 127.5 - 1
+        pictures = torch.from_numpy(self.scenes.pixels.some([index for index, _ in chosen])).float() / 127.5 - 1
         pictures = F.adaptive_avg_pool2d(pictures, self.size)
         is_mirrored = generator(seed=self.seed, step=step, stream=MIRRORED).random(self.batch_size)[list(rows)] < 0.5
         pictures = torch.where(torch.from_numpy(is_mirrored)[:, None, None, None], pictures.flip(-1), pictures)

@@ -32,7 +32,7 @@ class ScenePictures:
         return side, side
 
     def read(self, index: int) -> np.ndarray:
-        return np.ascontiguousarray(self.pixels.array[index].transpose(1, 2, 0))
+        return np.ascontiguousarray(self.pixels.read(index, index + 1)[0].transpose(1, 2, 0))
 
     def scene(self, index: int) -> scenes.Scene:
         """What the picture shows."""

@@ -5,7 +5,7 @@ a process that is killed loses one chunk, and two that make the same array at on
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,19 @@ class MappedArray:
     def array(self) -> np.ndarray:
         """The whole array, read-only; rows come from disk as they are touched."""
         return _mapped(self.path)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A copy of some rows, from the file and not from the mapping: no page of it stays in this process's memory."""
+        whole = self.array
+        assert isinstance(whole, np.memmap)
+        each = whole.dtype.itemsize * int(np.prod(whole.shape[1:]))
+        count = (stop - start) * int(np.prod(whole.shape[1:]))
+        rows = np.fromfile(self.path, whole.dtype, count, offset=whole.offset + start * each)
+        return rows.reshape(stop - start, *whole.shape[1:])
+
+    def some(self, rows: Iterable[int]) -> np.ndarray:
+        """The same of rows that lie apart."""
+        return np.concatenate([self.read(row, row + 1) for row in rows])
 
     def __len__(self) -> int:
         return len(self.array)

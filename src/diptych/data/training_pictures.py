@@ -63,7 +63,7 @@ def training_pictures(data: PictureData, *, multiple: int, batch: int, troubles:
         drawn = scene_pictures(data.seed, data.scenes, data.size)
         train = Subset(drawn, np.arange(data.scenes - data.held_out))
         truth = [drawn.scene(index) for index in range(len(train), len(drawn))]
-        held_out = Captioned(drawn.pixels.array[len(train) :].copy(), [scene.caption() for scene in truth])
+        held_out = Captioned(drawn.pixels.read(len(train), len(drawn)), [scene.caption() for scene in truth])
         about = (
             f"{len(train):,} scenes composed by `diptych.data.scenes` (seed {data.seed}), none of them a held-out "
             f"combination; {data.held_out:,} more of the same kind validate."

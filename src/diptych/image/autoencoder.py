@@ -240,9 +240,9 @@ class Autoencoder(nn.Module):
         return z.float() * self.scale.float()[:, None, None] + self.shift.float()[:, None, None]
 
     @torch.no_grad()
-    def measure(self, pictures: Tensor) -> None:
-        """Set shift and scale from a sample of training pictures (N, 3, H, W)."""
-        mean, _ = self.moments(pictures)
+    def measure(self, pictures: Tensor, batch: int = 32) -> None:
+        """Set shift and scale from a sample of training pictures (N, 3, H, W), `batch` at a time."""
+        mean = torch.cat([self.moments(part)[0] for part in pictures.split(batch)])
         self.shift.copy_(mean.mean((0, 2, 3)))
         self.scale.copy_(mean.std((0, 2, 3)))
 

@@ -20,7 +20,7 @@ from diptych.core.dropout import Dropout
 from diptych.core.experts import Experts, ExpertsConfig
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.few_queries import FEW, additive
-from diptych.core.likelihood import negative_log_likelihood
+from diptych.core.likelihood import likelihood_of_products, negative_log_likelihood
 from diptych.core.norms import NORMS
 from diptych.core.positions import RopeScaling, rotary
 from diptych.core.precision import at_least_float32, in_autocast
@@ -324,10 +324,19 @@ class Decoder(nn.Module):
         if places is not None:
             x = x[torch.arange(len(x), device=x.device)[:, None], places]
         x = self.norm(x)
+        weight = self._head_weight()
+        if targets is not None and weight is not None and not config.logit_softcap:
+            return likelihood_of_products(x, weight, targets)
         logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
         if config.logit_softcap:
             logits = config.logit_softcap * torch.tanh(at_least_float32(logits) / config.logit_softcap)
         return at_least_float32(logits) if targets is None else negative_log_likelihood(logits, targets)
+
+    def _head_weight(self) -> Tensor | None:
+        """What x is multiplied by for the logits, where that is all that the head does: no adapter is on it."""
+        if self.head is None:
+            return self.embedding.weight if isinstance(self.embedding, nn.Embedding) else None
+        return self.head.weight if type(self.head) is nn.Linear and not self.head._forward_hooks else None
 
     def _masks(self, mask: Tensor | None, tokens: Tensor) -> dict[int, Tensor | None]:
         """The mask for each window that a layer has, where all tokens come at once."""

@@ -201,7 +201,7 @@ def footprint(
         del batches, batch
         ledger.begin("validation")
         ledger.measure()
-        with _swapped(model, bool(average)), torch.no_grad(), _autocast(compute, is_lower):
+        with _swapped(model, bool(average)), torch.no_grad():  # in float32, as a run validates
             outline.validate(model.eval())
         validating, validation = sum(work.flops for work in ledger.work), ledger.peak
         blocks = [block for network in outline.networks(model) for block in blocks_of(network)] or [model]

@@ -31,9 +31,10 @@ class Outline:
         batch: a batch of so many rows, of the right shapes and dtypes.
         loss: (model, batch) -> the scalar to minimise.
         unit, units: what is counted, and how many a row holds.
-        validate: the largest work of a validation at once, for its memory and its operations.
+        validate: the largest work of a validation at once, for its memory, its operations and its time.
         validations: how often that is done in one validation.
         beside: bytes on the device that are there and not trained.
+        data: bytes of data that the process keeps in the host's memory.
         tensor: the largest number of processes that the matrices divide over.
         stream: numbers that a row sends from block to block: what tensor parallelism exchanges.
         remarks: what was assumed, a line each.
@@ -48,6 +49,7 @@ class Outline:
     validate: Callable[[Any], Any] = _nothing
     validations: float = 1.0
     beside: int = 0
+    data: int = 0
     tensor: int = 1
     stream: int = 0
     remarks: tuple[str, ...] = ()

@@ -135,18 +135,23 @@ def plan_here(
     if seconds:
         most = _most_rows(rows, whole, room)
         if most:
-            found = probe(Request(str(recipe.path), list(recipe.overrides), most, seconds, threads, dtype))
+            validates = sum(whole.validation.values()) < USABLE * room
+            found = probe(Request(str(recipe.path), list(recipe.overrides), most, seconds, validates, threads, dtype))
             tried = whole if found.rows == rows and run.accumulate == 1 else once(found.rows)
             held = _held_here(whole, tried, found, device)
     held["beside"] = outline.beside
+    if device.type == "cpu":
+        held["data"] = outline.data
     each = found.seconds / found.rows if found else 0.0
     update = found.update if found else 0.0
     step = run.batch * each + update
-    validating = whole.validating / whole.flops * rows * each * _times(run.steps, run.validate_every)
+    validating = found.validating * outline.validations if found else 0.0
+    if found and not found.validating:
+        validating = whole.validating / whole.flops * rows * each
     total = sum(held.values())
     # What there is room for, beside what stays:
     passing = room - total + sum(held[kind] for kind in held if kind not in ("weights", "optimizer", "averages"))
-    passing -= sum(held.get(kind, 0) for kind in ("libraries", "process", "beside"))
+    passing -= sum(held.get(kind, 0) for kind in ("libraries", "process", "beside", "data"))
     threads = threads or torch.get_num_threads()
     name, watts = _this(device, threads)
     layout = Layout(1, run.recompute, 1, run.accumulate, 1)
@@ -169,7 +174,7 @@ def plan_here(
         steps=run.steps,
         step_seconds=step,
         speed=run.batch * outline.units / step if step else 0.0,
-        seconds=run.steps * step + validating,
+        seconds=run.steps * step + validating * _times(run.steps, run.validate_every),
         watts=watts,
         flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
         checkpoint=whole.checkpoint,
@@ -363,16 +368,21 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
     with the rows that were tried, and the share that is lost between the pieces grows with what passes."""
     if device.type != "cpu":
         return whole.peak | {"allocator": round(SLACK * whole.passing), "process": CONTEXT}
-    process, libraries = PROCESS, LIBRARIES
+    process, libraries, lost = PROCESS, LIBRARIES, round(FRAGMENTS * whole.stepping)
+    validating = sum(whole.validation.values()) - whole.staying  # beside all that the steps have left
     if found:
         process = found.process
-        beside = round(found.peak - process - tried.staying - (1 + FRAGMENTS) * tried.stepping)
-        libraries = max(LIBRARIES // 2, beside)  # steps of few rows find room that was left over, and show less
+        libraries = round(found.stepped - process - tried.staying - (1 + FRAGMENTS) * tried.stepping)
+        if tried is not whole:  # steps of few rows find room that was left over, and show less
+            libraries = max(LIBRARIES // 2, libraries)
+        lost, libraries = max(0, lost + min(0, libraries)), max(0, libraries)
+        if found.validating:
+            validating = found.validated - found.stepped
     staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}
-    lost, retained = round(FRAGMENTS * whole.stepping), round((1 + FRAGMENTS) * whole.stepping)
+    retained = whole.stepping + lost
     moments = (
         max(whole.step, whole.update, key=lambda kinds: sum(kinds.values())) | {"allocator": lost},
-        whole.validation | {"allocator": retained},
+        staying | {"validation": validating, "allocator": retained},
         staying | {"saving": COPIES_TO_SAVE * max(staying.values()), "allocator": retained},
     )
     worst = max(moments, key=lambda kinds: sum(kinds.values()))

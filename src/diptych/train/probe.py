@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MOST = 6  # steps of one kind that are timed, after one that warms up
+LEAST = 3  # of all rows, with the one that warms up
+LEAP = 8  # times as many rows as before
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Request:
     recipe, overrides: as for `read_recipe`.
     rows: of one part, the most that may be tried.
     seconds: for all steps together, roughly.
+    validates: whether the work of a validation is done, too.
     threads: of the CPU; None is all.
     dtype: as for `diptych train`.
     """
@@ -28,6 +31,7 @@ class Request:
     overrides: list[str]
     rows: int
     seconds: float
+    validates: bool
     threads: int | None = None
     dtype: str | None = None
 
@@ -38,15 +42,18 @@ class Probe:
     rows: that the last steps had.
     seconds: forward and backward of `rows` rows.
     update: seconds of the optimizers and averages.
+    validating: seconds of the largest work of a validation, 0.0 where it was not done.
     process: bytes before there was a model.
-    peak: bytes, the most that there were.
+    stepped, validated: bytes, the most that there were when the steps were made, and when the validation was.
     """
 
     rows: int
     seconds: float
     update: float
+    validating: float
     process: int
-    peak: int
+    stepped: int
+    validated: int
 
 
 def probe(request: Request) -> Probe:
@@ -126,16 +133,33 @@ def measure(request: Request) -> Probe:
         ones, others = zip(*times[1:], strict=True)
         return statistics.median(ones), statistics.median(others)
 
+    def held() -> int:
+        if device.type == "cuda":
+            return int(torch.cuda.max_memory_reserved())
+        return most_held() if device.type == "cpu" else 0
+
     until = time.perf_counter() + request.seconds
-    seconds, update = timed(1, 1, 0.0)
-    rows = int(((until - time.perf_counter()) / 3 - update) / seconds)
-    rows = max(1, min(request.rows, rows))
-    if rows > 1:
-        seconds, update = timed(rows, 2, until)
-    peak = (
-        most_held() if device.type == "cpu" else int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else 0
-    )
-    return Probe(rows, seconds, update, process, peak)
+    rows = 1
+    seconds, update = timed(rows, 1, 0.0)
+    # All rows, in leaps: a step of few takes longer than its share, and says too much of one of many.
+    while rows < request.rows:
+        fitting = int(((until - time.perf_counter()) / LEAST - update) / seconds * rows)
+        more = min(request.rows, LEAP * rows, fitting)
+        if more <= rows:
+            break
+        rows = more
+        is_last = rows == request.rows
+        seconds, update = timed(rows, 2 if is_last else 1, until if is_last else 0.0)
+    stepped, validating = held(), 0.0
+    if request.validates:
+        with state.averaged():
+            for _ in range(2):  # the first one sets things up
+                started = time.perf_counter()
+                outline.validate(task.model)
+                validating = time.perf_counter() - started
+                if validating > request.seconds / 4:
+                    break
+    return Probe(rows, seconds, update, validating, process, stepped, held())
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from diptych.core.randomness import generator
 from diptych.core.weights import save
 from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
-from diptych.data.rendered import RenderedScenes, SceneData, render
-from diptych.data.scene_pictures import scene_pictures
+from diptych.data.rendered import SceneData
+from diptych.data.scene_pictures import ScenePictures, scene_pictures
 from diptych.data.scenes import ATTRIBUTES
 from diptych.data.stored import MappedArray
 from diptych.data.trouble import Trouble
@@ -32,6 +32,7 @@ from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 DATA = 1  # stream of randomness
+AT_ONCE = 64  # pictures that are read together in a validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +103,9 @@ def blurred(pictures: Tensor, widths: Tensor) -> Tensor:
     return F.conv2d(soft, kernel.mT, groups=count * channels).view_as(pictures)
 
 
-def sized(pictures: np.ndarray, size: int) -> Tensor:
+def sized(pictures: Tensor, size: int) -> Tensor:
     """(B, 3, H, W) uint8 -> (B, 3, size, size) float32, -1..1."""
-    return F.adaptive_avg_pool2d(torch.from_numpy(pictures).float() / 127.5 - 1, size)
+    return F.adaptive_avg_pool2d(pictures.float() / 127.5 - 1, size)
 
 
 class LabelledBatch(NamedTuple):
@@ -129,7 +130,7 @@ class Varied:
         draw = generator(seed=self.seed, step=step, stream=DATA)
         here = slice(rows.start, rows.stop)
         chosen = draw.integers(0, self.data.scenes - self.data.held_out, self.batch_size)
-        pictures = vary(sized(self.scenes.array[chosen], self.size), draw, self.data)[here]
+        pictures = vary(sized(torch.from_numpy(self.scenes.some(chosen)), self.size), draw, self.data)[here]
         truth = torch.stack([values[chosen[here]] for values in self.truth.values()], dim=1)
         return LabelledBatch(pictures.contiguous(memory_format=torch.channels_last), truth)
 
@@ -161,9 +162,10 @@ class ClassifierTask:
             start.fill(self.model)
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
-        self.scenes: RenderedScenes = render(self.data.seed, self.data.scenes, self.data.size)
+        self.drawn: ScenePictures = scene_pictures(self.data.seed, self.data.scenes, self.data.size)
+        shown = [self.drawn.scene(index) for index in range(self.data.scenes)]
         self.truth = {
-            name: torch.tensor([values.index(getattr(scene, name)) for scene in self.scenes.truth])
+            name: torch.tensor([values.index(getattr(scene, name)) for scene in shown])
             for name, values in ATTRIBUTES.items()
         }
 
@@ -173,8 +175,8 @@ class ClassifierTask:
 
     @property
     def source(self) -> "Varied":
-        drawn = scene_pictures(self.data.seed, self.data.scenes, self.data.size)
-        return Varied(drawn.pixels, self.truth, self.data, self.recipe.run.batch, self.recipe.run.seed, self.size)
+        run = self.recipe.run
+        return Varied(self.drawn.pixels, self.truth, self.data, run.batch, run.seed, self.size)
 
     @property
     def size(self) -> int:
@@ -192,27 +194,30 @@ class ClassifierTask:
 
     def validate(self) -> dict[str, float]:
         """Share of held-out scenes read right, by attribute; `worn_soft` is `worn` off pictures blurred by 1 pixel."""
-        held_out = np.arange(self.data.scenes - self.data.held_out, self.data.scenes)
-        pictures = sized(self.scenes.pictures[held_out], self.size)
-        figures = {name: _right(self.model, pictures, self.truth[name][held_out], name) for name in ATTRIBUTES}
-        mean = sum(figures.values()) / len(figures)
-        soft = blurred(pictures, torch.ones(len(pictures)))
-        return {**figures, "mean": mean, "worn_soft": _right(self.model, soft, self.truth["worn"][held_out], "worn")}
+        found: dict[str, list[Tensor]] = {name: [] for name in (*ATTRIBUTES, "worn_soft")}
+        for start in range(self.data.scenes - self.data.held_out, self.data.scenes, AT_ONCE):
+            stop = min(start + AT_ONCE, self.data.scenes)
+            sharp, soft = _read(self.model, torch.from_numpy(self.drawn.pixels.read(start, stop)))
+            for name in ATTRIBUTES:
+                found[name].append(sharp[name].argmax(1).cpu() == self.truth[name][start:stop])
+            found["worn_soft"].append(soft["worn"].argmax(1).cpu() == self.truth["worn"][start:stop])
+        figures = {name: float(torch.cat(parts).float().mean()) for name, parts in found.items()}
+        return figures | {"mean": sum(figures[name] for name in ATTRIBUTES) / len(ATTRIBUTES)}
 
     def rank(self, figures: dict[str, float]) -> float:
         return -figures["mean"]
 
     def sample(self, directory: Path, step: int) -> None:
         """Held-out pictures, each with what the judge says of it, in red where that is wrong."""
-        chosen = np.arange(self.data.scenes - min(24, self.data.held_out), self.data.scenes)
-        pictures = torch.from_numpy(self.scenes.pictures[chosen])
+        chosen = range(self.data.scenes - min(24, self.data.held_out), self.data.scenes)
+        pictures = torch.from_numpy(self.drawn.pixels.read(chosen.start, chosen.stop))
         said = self.model.read(pictures.float() / 127.5 - 1)
         sheet = Image.new("RGB", (6 * 160, -(-len(chosen) // 6) * (self.data.size + 34)), "white")
         draw = ImageDraw.Draw(sheet)
         for place, (index, words) in enumerate(zip(chosen, said, strict=True)):
             x, y = place % 6 * 160, place // 6 * (self.data.size + 34)
             sheet.paste(to_picture(pictures[place]), (x, y))
-            is_right = all(words[name] == getattr(self.scenes.truth[index], name) for name in ATTRIBUTES)
+            is_right = all(words[name] == getattr(self.drawn.scene(index), name) for name in ATTRIBUTES)
             lines = f"{words['animal']}, {words['worn']}\n{words['place']}, {words['time']}, {words['style']}"
             draw.text((x, y + self.data.size + 2), lines, fill="black" if is_right else "red")
         sheet.save(directory / f"step-{step:08d}.png")
@@ -269,9 +274,11 @@ class ClassifierTask:
         save(directory, config, tensors, card=f"{card}\n{fresh}")
 
 
-def _right(model: Judge, pictures: Tensor, truth: Tensor, name: str) -> float:
-    values = [ATTRIBUTES[name].index(words[name]) for words in model.read(pictures)]
-    return float((torch.tensor(values) == truth).float().mean())
+def _read(model: Judge, pictures: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The judge's logits of pictures (B, 3, H, W) uint8, as they are and blurred by a pixel of those that it sees."""
+    sharp = sized(pictures, model.config.size)
+    device = next(model.parameters()).device
+    return model(sharp.to(device)), model(blurred(sharp, torch.ones(len(sharp))).to(device))
 
 
 def build(recipe: Recipe) -> ClassifierTask:
@@ -294,10 +301,8 @@ def outline(recipe: Recipe) -> Outline:
         return torch.stack([F.cross_entropy(logits, truth) for logits, truth in losses]).sum()
 
     def validate(model: Judge) -> None:
-        kept = torch.zeros(data.held_out, 3, data.size, data.size, dtype=torch.uint8)
-        held_out = F.adaptive_avg_pool2d(kept.float() / 127.5 - 1, config.size)
-        for part in held_out.split(64):
-            model(part)
+        kept = torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8)
+        _read(model, kept)
 
     return Outline(
         make=lambda: channels_last(Judge(config)),
@@ -306,4 +311,5 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=ClassifierTask.unit,
         validate=validate,
+        validations=data.held_out / AT_ONCE,
     )

@@ -97,7 +97,7 @@ class ContrastiveTask:
             self.data, drawn, tokenizer, config.encoder.length, config.size, recipe.run.seed, recipe.run.batch
         )
         held_out = range(self.data.scenes - self.data.held_out, self.data.scenes)
-        self.pictures = drawn.pixels.array[held_out.start :]
+        self.pictures = drawn.pixels.read(held_out.start, held_out.stop)
         self.truth = [drawn.scene(index) for index in held_out]
 
     @property
@@ -194,4 +194,5 @@ def outline(recipe: Recipe) -> Outline:
         unit=ContrastiveTask.unit,
         validate=lambda model: model.see(batch(64).pictures),
         validations=data.held_out / 64,
+        data=data.held_out * 3 * data.size**2,
     )
