@@ -61,7 +61,8 @@ def lines(planned: "Plan") -> list[str]:
         told += [
             f"  speed         {_number(planned.speed)} {planned.unit}/s, {_seconds(planned.step_seconds)} a step, "
             f"{planned.flops / planned.step_seconds / 1e12:,.3g} TFLOP/s",
-            f"  time          {duration(total)} for {planned.steps:,} steps",
+            f"  time          {duration(total)} for {planned.steps:,} steps; a validation takes "
+            f"{_seconds(planned.validating)}",
             f"  energy        {_energy(planned.kilowatt_hours)} at {planned.watts:,.0f} W",
         ]
     told.append(f"  disk          {size(planned.disk)}, checkpoints of {size(planned.checkpoint)}")

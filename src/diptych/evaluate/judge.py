@@ -52,7 +52,7 @@ def open_judge(directory: str | Path | None = None, *, device: str | None = None
 
 def measure_judge(judge: Judge, count: int = 200, seed: int = FRESH) -> Accuracy:
     """The judge's readings of `count` fresh scenes against their truth. Raises ValueError as `fresh_scenes`."""
-    drawn = fresh_scenes(count, seed)
+    drawn = list(fresh_scenes(count, seed))
     said = judge.read_pictures([picture for _, picture in drawn])
     pairs = [(words, scene) for words, (scene, _) in zip(said, drawn, strict=True)]
     names = judge.config.heads

@@ -5,7 +5,9 @@ and then counts what a painter painted. Pictures are first brought to 64 x 64 by
 edges of a painted picture and makes the judge quick.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from diptych.core.spelling import unknown
 from diptych.image.autoencoder import Block
 from diptych.image.photo import to_tensor
+
+AT_ONCE = 64  # pictures
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,17 @@ class Judge(nn.Module):
     def read(self, pictures: Tensor) -> list[dict[str, str]]:
         """What is on each picture: attribute -> the likeliest value. Pictures as for `forward`, in any number."""
         device = next(self.parameters()).device
-        parts = [self(part.to(device)) for part in pictures.split(64)] if len(pictures) else []
+        parts = [self(part.to(device)) for part in pictures.split(AT_ONCE)] if len(pictures) else []
         best = {name: [row for part in parts for row in part[name].argmax(1).tolist()] for name in self.config.heads}
         return [
             {name: words[best[name][index]] for name, words in self.config.heads.items()}
             for index in range(len(pictures))
         ]
 
-    def read_pictures(self, pictures: list[Image.Image]) -> list[dict[str, str]]:
-        """The same of pictures as PIL has them, of any sizes."""
-        reduced = [F.adaptive_avg_pool2d(to_tensor(picture), self.config.size) for picture in pictures]
-        return self.read(torch.stack(reduced)) if reduced else []
+    def read_pictures(self, pictures: Iterable[Image.Image]) -> list[dict[str, str]]:
+        """The same of pictures as PIL has them, of any sizes; no more than are read at once are asked for."""
+        waiting, found = iter(pictures), []
+        while some := list(islice(waiting, AT_ONCE)):
+            reduced = [F.adaptive_avg_pool2d(to_tensor(picture), self.config.size) for picture in some]
+            found += self.read(torch.stack(reduced))
+        return found

@@ -6,6 +6,7 @@ is laid out by the numbers of its data sheet.
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -53,7 +54,8 @@ class Plan:
         fits: whether the memory is less than the room.
         step_seconds: one step, without reading, which goes on beside it.
         speed: units (tokens, pictures) a second.
-        seconds: to the end, validation among it.
+        validating: seconds of one validation.
+        seconds: to the end, validations and the start among them.
         watts: of all devices used; an assumption where the machine is not in the table.
         flops: floating-point operations of a step.
         checkpoint, disk: bytes of one checkpoint, and of all that the run keeps at once.
@@ -77,6 +79,7 @@ class Plan:
     steps: int
     step_seconds: float
     speed: float
+    validating: float
     seconds: float
     watts: float
     flops: float
@@ -135,8 +138,10 @@ def plan_here(
     if seconds:
         most = _most_rows(rows, whole, room)
         if most:
-            validates = sum(whole.validation.values()) < USABLE * room
-            found = probe(Request(str(recipe.path), list(recipe.overrides), most, seconds, validates, threads, dtype))
+            fits = sum(whole.validation.values()) < USABLE * room
+            validations = max(2, round(outline.validations)) if fits else 0
+            changes, began = list(recipe.overrides), time.time()
+            found = probe(Request(str(recipe.path), changes, most, seconds, validations, began, threads, dtype))
             tried = whole if found.rows == rows and run.accumulate == 1 else once(found.rows)
             held = _held_here(whole, tried, found, device)
     held["beside"] = outline.beside
@@ -174,7 +179,10 @@ def plan_here(
         steps=run.steps,
         step_seconds=step,
         speed=run.batch * outline.units / step if step else 0.0,
-        seconds=run.steps * step + validating * _times(run.steps, run.validate_every),
+        validating=validating,
+        seconds=(found.starting if found else 0.0)
+        + run.steps * step
+        + validating * _times(run.steps, run.validate_every),
         watts=watts,
         flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
         checkpoint=whole.checkpoint,
@@ -212,7 +220,6 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
     validating = many.validating / many.flops * many.rows * a_row * best.layout.devices
     remarks = [*outline.remarks, *_remarks(best, machine, devices, run.batch)]
     step = best.seconds
-    total_seconds = run.steps * step + validating * _times(run.steps, run.validate_every)
     return Plan(
         recipe=recipe.name,
         on=f"{devices} x {machine.name}",
@@ -229,7 +236,8 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
         steps=run.steps,
         step_seconds=step,
         speed=run.batch * outline.units / step,
-        seconds=total_seconds,
+        validating=validating,
+        seconds=run.steps * step + validating * _times(run.steps, run.validate_every),
         watts=machine.watts * best.layout.devices,
         flops=many.flops / many.rows * run.batch + sum(work.flops for work in many.optimizing),
         checkpoint=many.checkpoint,

@@ -22,7 +22,8 @@ class Request:
     recipe, overrides: as for `read_recipe`.
     rows: of one part, the most that may be tried.
     seconds: for all steps together, roughly.
-    validates: whether the work of a validation is done, too.
+    validations: how often the work of a validation is done, too, if there is time.
+    began: when the process was started, in seconds as `time.time` counts them.
     threads: of the CPU; None is all.
     dtype: as for `diptych train`.
     """
@@ -31,7 +32,8 @@ class Request:
     overrides: list[str]
     rows: int
     seconds: float
-    validates: bool
+    validations: int
+    began: float
     threads: int | None = None
     dtype: str | None = None
 
@@ -43,6 +45,7 @@ class Probe:
     seconds: forward and backward of `rows` rows.
     update: seconds of the optimizers and averages.
     validating: seconds of the largest work of a validation, 0.0 where it was not done.
+    starting: seconds from the start of the process to the first step.
     process: bytes before there was a model.
     stepped, validated: bytes, the most that there were when the steps were made, and when the validation was.
     """
@@ -51,6 +54,7 @@ class Probe:
     seconds: float
     update: float
     validating: float
+    starting: float
     process: int
     stepped: int
     validated: int
@@ -138,6 +142,7 @@ def measure(request: Request) -> Probe:
             return int(torch.cuda.max_memory_reserved())
         return most_held() if device.type == "cpu" else 0
 
+    starting = time.time() - request.began
     until = time.perf_counter() + request.seconds
     rows = 1
     seconds, update = timed(rows, 1, 0.0)
@@ -150,16 +155,16 @@ def measure(request: Request) -> Probe:
         rows = more
         is_last = rows == request.rows
         seconds, update = timed(rows, 2 if is_last else 1, until if is_last else 0.0)
-    stepped, validating = held(), 0.0
-    if request.validates:
-        with state.averaged():
-            for _ in range(2):  # the first one sets things up
-                started = time.perf_counter()
-                outline.validate(task.model)
-                validating = time.perf_counter() - started
-                if validating > request.seconds / 4:
-                    break
-    return Probe(rows, seconds, update, validating, process, stepped, held())
+    stepped = held()
+    called: list[float] = []
+    with state.averaged():
+        began = time.perf_counter()
+        while len(called) < request.validations and time.perf_counter() - began < request.seconds:
+            started = time.perf_counter()  # each call leaves a little less room in one piece than the one before
+            outline.validate(task.model)
+            called.append(time.perf_counter() - started)
+    validating = statistics.median(called[1:] or called or [0.0])
+    return Probe(rows, seconds, update, validating, starting, process, stepped, held())
 
 
 if __name__ == "__main__":

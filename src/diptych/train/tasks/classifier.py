@@ -4,6 +4,7 @@ The pictures are real scenes only. They are mirrored, moved, scaled, brightened 
 counts is the thing itself and not the crispness with which the composer drew it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,10 @@ from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import SceneData
 from diptych.data.scene_pictures import ScenePictures, scene_pictures
-from diptych.data.scenes import ATTRIBUTES
+from diptych.data.scenes import ATTRIBUTES, Scene
 from diptych.data.stored import MappedArray
 from diptych.data.trouble import Trouble
-from diptych.image.judge import Judge, JudgeConfig
+from diptych.image.judge import AT_ONCE, Judge, JudgeConfig
 from diptych.image.photo import to_picture
 from diptych.train.card import About
 from diptych.train.outline import Outline, channels_last
@@ -32,7 +33,6 @@ from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 DATA = 1  # stream of randomness
-AT_ONCE = 64  # pictures that are read together in a validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,14 +247,20 @@ class ClassifierTask:
 
     def accuracy(self) -> dict[str, float]:
         """Share of fresh scenes read right, by attribute and on the whole; half of them are held-out combinations."""
-        drawn = fresh_scenes(self.data.fresh)
-        said = self.model.read_pictures([picture for _, picture in drawn])
+        shown: list[Scene] = []
+
+        def pictures() -> Iterator[Image.Image]:
+            for scene, picture in fresh_scenes(self.data.fresh):
+                shown.append(scene)
+                yield picture
+
+        said = self.model.read_pictures(pictures())
         right = {
-            name: sum(words[name] == getattr(scene, name) for words, (scene, _) in zip(said, drawn, strict=True))
+            name: sum(words[name] == getattr(scene, name) for words, scene in zip(said, shown, strict=True))
             for name in ATTRIBUTES
         }
-        shares = {name: found / len(drawn) for name, found in right.items()}
-        return {"pictures": len(drawn), **shares, "mean": sum(shares.values()) / len(shares)}
+        shares = {name: found / len(shown) for name, found in right.items()}
+        return {"pictures": len(shown), **shares, "mean": sum(shares.values()) / len(shares)}
 
     def save(self, directory: Path, card: str) -> None:
         """The accuracy on fresh scenes goes into the config: where the sprites are missing, it is what is known."""
