@@ -12,7 +12,6 @@ from PIL import Image
 from diptych.core.tokenizer import Tokenizer
 from diptych.core.weights import digest
 from diptych.data import latents as latents_module
-from diptych.data.augmentation import Augmentation
 from diptych.data.buckets import Buckets, bucket_sizes, fill_buckets, fit
 from diptych.data.embeddings import embeddings_of
 from diptych.data.latents import BucketLatents, LatentSource, bucket_latents, encoder_digest, latents_of
@@ -79,7 +78,6 @@ def test_rows_are_pictures_cut_to_their_bucket_with_their_captions(folder: Path)
             assert torch.equal(batch.pictures[row], expected)
             assert captions[row] == f"number {index}"
         assert same((batch.tokens, batch.mask), tokens_of()(captions))
-        assert not batch.labels.any()
 
 
 def test_an_epoch_is_all_pictures(folder: Path) -> None:
@@ -91,9 +89,9 @@ def test_an_epoch_is_all_pictures(folder: Path) -> None:
 
 
 def test_every_split_of_a_step_gives_the_same_rows(folder: Path) -> None:
-    """With everything that is drawn: cuts, mirrors, augmentation, captions left out."""
+    """With everything that is drawn: cuts, mirrors, captions left out."""
     settings = {
-        "augmentation": Augmentation(mirror="told", share=0.3),
+        "mirrors": True,
         "cuts": "anywhere",
         "tokenize": tokens_of(),
         "caption_dropout": 0.4,
@@ -158,14 +156,14 @@ def encoded(autoencoder: Autoencoder, folder: Path, index: int, size: tuple[int,
 
 
 def test_latents_come_in_the_order_of_the_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against encoding each picture alone, float16 apart; the mirrored ones are encoded mirrored, and told."""
+    """Against encoding each picture alone, float16 apart; the mirrored ones are encoded mirrored."""
     monkeypatch.setattr(latents_module, "CHUNK", 3)
     monkeypatch.setattr(latents_module, "AT_ONCE", 2)
     pictures, autoencoder = open_pictures(folder), tiny_autoencoder()
     buckets = in_buckets(pictures)
     latents = bucket_latents(autoencoder, pictures, buckets, torch.float32, has_mirrored=True)
-    source = LatentSource(pictures, buckets, latents, batch=4, seed=3, mirror="told", tokenize=tokens_of())
-    of_pictures = source_of(folder, augmentation=Augmentation(mirror="told"), tokenize=tokens_of())
+    source = LatentSource(pictures, buckets, latents, batch=4, seed=3, mirrors=True, tokenize=tokens_of())
+    of_pictures = source_of(folder, mirrors=True, tokenize=tokens_of())
     for step in range(12):
         batch, shown = source.batch(step, range(4)), of_pictures.batch(step, range(4))
         assert same(batch[1:], shown[1:])
@@ -178,7 +176,7 @@ def test_mirrored_latents_must_be_there(folder: Path) -> None:
     pictures = open_pictures(folder)
     buckets = in_buckets(pictures)
     with pytest.raises(ValueError, match="needs latents of the mirrored pictures"):
-        LatentSource(pictures, buckets, BucketLatents((), ()), batch=1, seed=0, mirror="told")
+        LatentSource(pictures, buckets, BucketLatents((), ()), batch=1, seed=0, mirrors=True)
 
 
 def test_latents_are_encoded_anew_when_the_encoder_changes_and_only_then(folder: Path, cache: Path) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from diptych.core.randomness import generator
 from diptych.core.weights import digest
-from diptych.data.augmentation import LABELS, Augmentation, mirrors
 from diptych.data.buckets import Buckets, fit
+from diptych.data.mirroring import mirrored_by_chance
 from diptych.data.picture_source import CHANGED, Rows, Tokenize, tokenized
 from diptych.data.pictures import PictureSet, digest_of
 from diptych.data.stored import MappedArray, stored_arrays
@@ -150,7 +150,6 @@ class LatentBatch(NamedTuple):
 
     latents: Tensor
     indices: Tensor
-    labels: Tensor
     tokens: Tensor
     mask: Tensor
 
@@ -159,9 +158,8 @@ class LatentSource:
     """A `Source` of latents, in the order in which a `PictureSource` of the same seed has the pictures.
 
     Args:
-        latents: of these buckets, with mirrored ones where `mirror` wants them.
-        mirror: as in `Augmentation`.
-        tokenize, caption_dropout: as in `PictureSource`.
+        latents: of these buckets, with mirrored ones where `mirrors` wants them.
+        mirrors, tokenize, caption_dropout: as in `PictureSource`.
     """
 
     def __init__(
@@ -172,31 +170,29 @@ class LatentSource:
         *,
         batch: int,
         seed: int,
-        mirror: str = "never",
+        mirrors: bool = False,
         tokenize: Tokenize | None = None,
         caption_dropout: float = 0.0,
     ) -> None:
-        self.augmentation = Augmentation(mirror=mirror)
-        if mirror != "never" and not latents.mirrored:
-            raise ValueError(f"mirror '{mirror}' needs latents of the mirrored pictures, too")
+        if mirrors and not latents.mirrored:
+            raise ValueError("mirroring needs latents of the mirrored pictures, too")
         self.rows = Rows(pictures, buckets, batch=batch, seed=seed, caption_dropout=caption_dropout)
-        self.latents, self.tokenize = latents, tokenize
+        self.latents, self.mirrors, self.tokenize = latents, mirrors, tokenize
 
     def batch(self, step: int, rows: range) -> LatentBatch:
         """These rows of the batch of `step` (from 0)."""
         bucket = self.rows.order.at(step)[0]
-        values, labels = [], torch.zeros(len(rows), LABELS)
+        values = []
         found = self.rows.read(step, rows, self._member)
-        for place, (row, (whole, member)) in enumerate(zip(rows, found, strict=True)):
+        for row, (whole, member) in zip(rows, found, strict=True):
             draw = generator(seed=self.rows.order.seed, sample=row, step=step, stream=CHANGED)
-            is_mirrored, labels[place, 0] = mirrors(self.augmentation, draw, whole.caption)
-            latents = (self.latents.mirrored if is_mirrored else self.latents.plain)[bucket]
+            turns = self.mirrors and mirrored_by_chance(draw, whole.caption)
+            latents = (self.latents.mirrored if turns else self.latents.plain)[bucket]
             values.append(latents.values.array[member])
         shape = self.latents.plain[bucket].values.array.shape[1:]
         return LatentBatch(
             torch.from_numpy(np.array(values, dtype=np.float16).reshape(-1, *shape)).float(),
             torch.tensor([whole.number for whole, _ in found], dtype=torch.int64),
-            labels,
             *tokenized(self.tokenize, [whole.caption for whole, _ in found]),
         )
 

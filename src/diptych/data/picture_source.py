@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from diptych.core.randomness import generator
-from diptych.data.augmentation import LABELS, Augmentation, augment
 from diptych.data.bucket_order import BucketOrder
 from diptych.data.buckets import CENTRE, Buckets, fit
+from diptych.data.mirroring import mirrored_by_chance
 from diptych.data.pictures import PictureSet
 from diptych.data.trouble import Trouble
 
@@ -27,13 +27,11 @@ Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 
 class PictureBatch(NamedTuple):
-    """Pictures (B, 3, H, W) float32, -1..1; which of the set they are, (B,) int64; what was done to them, (B, LABELS)
-    float32 (see `augmentation`); tokens (B, S) int64 and mask (B, S) bool of their captions, S = 0 without a tokenizer.
-    """
+    """Pictures (B, 3, H, W) float32, -1..1; which of the set they are, (B,) int64; tokens (B, S) int64 and mask (B, S)
+    bool of their captions, S = 0 without a tokenizer."""
 
     pictures: Tensor
     indices: Tensor
-    labels: Tensor
     tokens: Tensor
     mask: Tensor
 
@@ -105,6 +103,7 @@ class PictureSource:
     Args:
         buckets: of `buckets.fill_buckets`; a batch has the size of one of them.
         batch: rows of a step.
+        mirrors: whether half of the pictures are mirrored, where no caption names a side.
         cuts: "centre", or "anywhere" for a place drawn anew at each sight.
         tokenize: captions -> tokens and mask, such as `partial(encode_prompts, tokenizer, length=48, cuts=True)`.
         caption_dropout: the share of captions left out, for guidance.
@@ -117,7 +116,7 @@ class PictureSource:
         *,
         batch: int,
         seed: int,
-        augmentation: Augmentation | None = None,
+        mirrors: bool = False,
         cuts: str = "centre",
         tokenize: Tokenize | None = None,
         caption_dropout: float = 0.0,
@@ -125,24 +124,21 @@ class PictureSource:
         if cuts not in ("centre", "anywhere"):
             raise ValueError(f"cuts must be centre or anywhere, not '{cuts}'")
         self.rows = Rows(pictures, buckets, batch=batch, seed=seed, caption_dropout=caption_dropout)
-        self.augmentation, self.cuts, self.tokenize = augmentation or Augmentation(), cuts, tokenize
+        self.mirrors, self.cuts, self.tokenize = mirrors, cuts, tokenize
 
     def batch(self, step: int, rows: range) -> PictureBatch:
         """These rows of the batch of `step` (from 0)."""
         found = self.rows.read(step, rows, self._pixels)
         size = self.rows.buckets.sizes[self.rows.order.at(step)[0]]
-        pictures, labels = [], []
+        pictures = []
         for row, (whole, pixels) in zip(rows, found, strict=True):
             cut = fit(pixels, size, self._place(step, row))
             picture = torch.from_numpy(cut.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1)
             draw = generator(seed=self.rows.order.seed, sample=row, step=step, stream=CHANGED)
-            changed, label = augment(picture, draw, self.augmentation, whole.caption)
-            pictures.append(changed)
-            labels.append(label)
+            pictures.append(picture.flip(-1) if self.mirrors and mirrored_by_chance(draw, whole.caption) else picture)
         return PictureBatch(
             torch.stack(pictures) if pictures else torch.empty(0, 3, size[1], size[0]),
             torch.tensor([whole.number for whole, _ in found], dtype=torch.int64),
-            torch.stack(labels) if labels else torch.empty(0, LABELS),
             *tokenized(self.tokenize, [whole.caption for whole, _ in found]),
         )
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from diptych.core.precision import choose
 from diptych.core.randomness import normal
 from diptych.core.weights import save
-from diptych.data.augmentation import Augmentation
 from diptych.data.buckets import fit
 from diptych.data.picture_source import PictureSource
 from diptych.data.training_pictures import PictureData as Data
@@ -141,7 +140,7 @@ class AutoencoderTask:
             pictures.buckets,
             batch=run.batch,
             seed=run.seed,
-            augmentation=Augmentation(mirror="untold"),
+            mirrors=True,
             cuts="anywhere",
         )
         return Noised(source, config.latent_channels, config.downsampling, run.batch, run.seed)

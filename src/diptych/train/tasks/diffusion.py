@@ -244,7 +244,7 @@ class DiffusionTask:
             self.latents,
             batch=run.batch,
             seed=run.seed,
-            mirror="untold" if self.data.mirror else "never",
+            mirrors=self.data.mirror,
             tokenize=self.words,
             caption_dropout=self.settings.caption_dropout,
         )
