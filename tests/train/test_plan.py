@@ -91,6 +91,19 @@ def test_the_memory_of_a_plan_is_that_of_a_run(tale: Path, monkeypatch: pytest.M
     assert planned.total == pytest.approx(peak_of_a_run(tale.parent), rel=0.1)
 
 
+def test_a_validation_is_planned_by_the_documents_once_they_were_read(tale: Path) -> None:
+    """512 bytes are half a context of 256 tokens of about 4; before, a plan assumes, and says so."""
+    texts = [f"{number:03d}" + "a cat sat " * 60 for number in range(200)]
+    tale.with_name("tales.jsonl").write_text("".join(json.dumps({"text": text[:512]}) + "\n" for text in texts))
+    recipe = read_recipe(tale, ['data.mix={"tales.jsonl"=1}', "data.validation_documents=2"])
+    (remark,) = outline_of(recipe).remarks
+    assert remark == "a validation reads 2 documents of about 4 contexts"
+    build(recipe)
+    outline = outline_of(recipe)
+    assert outline.validations == pytest.approx(2 * 0.5)
+    assert outline.remarks == ()
+
+
 @pytest.mark.parametrize("objective", TASKS)
 def test_an_outline_is_the_shape_of_its_task(recipe: Any, objective: str) -> None:
     """The same tensors in the model and in a batch, and a loss to go down from, without the data that a task needs."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from diptych.data import casing, corpora, hub_texts, passkeys, repeats, style, text_files, text_values
 from diptych.data.kept import kept
+from diptych.data.rendered import cache_directory
 from diptych.data.trouble import Trouble, Troubles
 
 READING = (
@@ -190,6 +191,14 @@ def _tell(troubles: Troubles, seen: int, count: int, named: list[list[str]]) -> 
     troubles.seen += seen
     troubles.count += count - len(named)  # these have lost their names
     troubles.add(Trouble(*one) for one in named)
+
+
+def is_shelved(name: str, seed: int, share: float, *, holds_out_end: bool = False) -> bool:
+    """Whether `shelved` would find the corpus on its shelf, and so answer at once."""
+    try:
+        return (cache_directory() / f"texts-{_key(name, 'end' if holds_out_end else seed, share)}").is_dir()
+    except (ValueError, OSError):  # there is no such corpus here
+        return False
 
 
 def _key(name: str, split: int | str, share: float) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.data.mix import labels, read_mix
 from diptych.data.packing import Batch, Mixture, MixtureSource
+from diptych.data.shelf import is_shelved
 from diptych.data.tokenised import packed, vocabulary
 from diptych.data.trouble import Troubles
 from diptych.interop.configs import architecture_for
@@ -272,6 +274,20 @@ def filled_in(recipe: Recipe) -> dict[str, Any]:
 
 
 WINDOWS = 4  # contexts in a held-out document, as a plan assumes where it does not read them
+BYTES = 4  # of a token
+
+
+def _contexts(data: Data, context: int) -> list[float] | None:
+    """How many contexts are read in scoring each document of a validation; None where the corpora are not shelved, for
+    a plan neither waits for data nor needs them."""
+    ends = data.split == "end"
+    if not all(is_shelved(name, data.seed, data.validation_share, holds_out_end=ends) for name in data.mix):
+        return None
+    mix = read_mix(list(data.mix), data.seed, data.validation_share, Troubles(), holds_out_end=ends)
+    new = 1 - data.validation_overlap  # share of a window that the one before it has not read
+    chosen = [text for sides in mix.values() for text in islice(sides.held_out, data.validation_documents)]
+    lengths = [len(text.encode()) / BYTES / context for text in chosen]
+    return [length if length <= 1 else 1 + math.ceil((length - 1) / new) for length in lengths]
 
 
 def outline(recipe: Recipe) -> Outline:
@@ -290,9 +306,13 @@ def outline(recipe: Recipe) -> Outline:
         positions = torch.arange(sizes.context).expand(rows, -1).contiguous()
         return Batch(tokens, tokens.clone(), segments, positions)
 
-    documents = data.validation_documents * len(data.mix)
-    windows = WINDOWS if data.split == "documents" else TOGETHER  # of a document
-    rows = max(1, min(windows, TOGETHER // sizes.context))
+    contexts, remarks = _contexts(data, sizes.context), tuple[str, ...]()
+    if contexts is None:
+        documents = data.validation_documents * len(data.mix)
+        contexts = [float(WINDOWS)] * documents
+        remarks = (f"a validation reads {documents} documents of about {WINDOWS} contexts",)
+    longest = max(contexts, default=1.0) if data.split == "documents" else TOGETHER
+    rows = max(1, min(int(longest), TOGETHER // sizes.context))
     return Outline(
         make=make,
         networks=lambda model: [decoder(model)],
@@ -301,8 +321,8 @@ def outline(recipe: Recipe) -> Outline:
         unit=NextTokenTask.unit,
         units=sizes.context,
         validate=lambda model: F.log_softmax(decoder(model)(batch(rows).tokens), dim=-1),
-        validations=documents * WINDOWS / rows,
+        validations=sum(contexts) / rows,
         tensor=sizes.num_kv_heads,
         stream=sizes.context * sizes.width,
-        remarks=(f"a validation reads {documents} documents of about {WINDOWS} contexts",),
+        remarks=remarks,
     )
