@@ -31,6 +31,14 @@ def test_chunks_are_joined_in_order(cache: Path) -> None:
     assert sorted(path.name for path in cache.iterdir()) == ["x-fixed.npy", "x-ragged.npy"]
 
 
+def test_rows_read_from_the_file_are_those_of_the_mapping(cache: Path) -> None:
+    for found in stored_arrays("x", ("fixed", "ragged"), 10, 4, rows):
+        whole = np.array(found.array)
+        assert np.array_equal(found.read(3, 7), whole[3:7])
+        assert np.array_equal(found.some([8, 0, 5]), whole[[8, 0, 5]])
+        assert not isinstance(found.read(0, 1), np.memmap)
+
+
 def test_what_was_made_before_a_kill_is_not_made_again(cache: Path) -> None:
     asked: list[range] = []
 
