@@ -6,7 +6,7 @@ channels, which costs nothing and keeps every number. The same class with other 
 SD3 and Flux: no fold, blocks that change the width, attention in the middle.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -240,9 +240,9 @@ class Autoencoder(nn.Module):
         return z.float() * self.scale.float()[:, None, None] + self.shift.float()[:, None, None]
 
     @torch.no_grad()
-    def measure(self, pictures: Tensor, batch: int = 32) -> None:
-        """Set shift and scale from a sample of training pictures (N, 3, H, W), `batch` at a time."""
-        mean = torch.cat([self.moments(part)[0] for part in pictures.split(batch)])
+    def measure(self, parts: Iterable[Tensor]) -> None:
+        """Set shift and scale from a sample of training pictures, some (N, 3, H, W) after the other."""
+        mean = torch.cat([self.moments(part)[0] for part in parts])
         self.shift.copy_(mean.mean((0, 2, 3)))
         self.scale.copy_(mean.std((0, 2, 3)))
 

@@ -1,6 +1,6 @@
 """Training the autoencoder to give pictures back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +30,7 @@ from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 LATENT = 2  # stream of randomness
+AT_ONCE = 32  # pictures, as many as a validation takes
 
 
 @dataclass(frozen=True)
@@ -209,13 +210,16 @@ class AutoencoderTask:
             card += earlier_stages(self.recipe.run.init_from)
         save(directory, config, self.model.state_dict(), card=card)
 
-    def _some(self, count: int) -> Tensor:
-        """Training pictures from all over the set, cut to the square; fewer where some are broken."""
-        train, found = self.pictures.train, []
-        for index in torch.linspace(0, len(train) - 1, min(count, len(train))).long().tolist():
-            with suppress(ValueError, OSError):
-                found.append(fit(train.read(index), (self.data.size, self.data.size)).transpose(2, 0, 1))
-        return _values(np.stack(found)).to(self.device)
+    def _some(self, count: int) -> Iterator[Tensor]:
+        """Training pictures from all over the set, cut to the square, a few at a time; fewer where some are broken."""
+        train = self.pictures.train
+        for part in torch.linspace(0, len(train) - 1, min(count, len(train))).long().split(AT_ONCE):
+            found = []
+            for index in part.tolist():
+                with suppress(ValueError, OSError):
+                    found.append(fit(train.read(index), (self.data.size, self.data.size)).transpose(2, 0, 1))
+            if found:
+                yield _values(np.stack(found)).to(self.device)
 
 
 def _values(pictures: np.ndarray) -> Tensor:
@@ -249,7 +253,7 @@ def outline(recipe: Recipe) -> Outline:
         return autoencoder_loss(model, *batch, edge_weight=edge, kl_weight=kl)[0]
 
     def validate(model: Autoencoder) -> None:
-        part = torch.zeros(32, 3, data.size, data.size, dtype=torch.uint8).float() / 127.5 - 1
+        part = torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8).float() / 127.5 - 1
         rebuilt = model.decoder(model.moments(part)[0]).float().clamp(-1, 1)
         peak_signal_to_noise(rebuilt, part)
         structural_similarity(rebuilt, part)
@@ -261,6 +265,6 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=AutoencoderTask.unit,
         validate=validate,
-        validations=data.held_out / 32,
+        validations=data.held_out / AT_ONCE,
         data=data.held_out * 3 * data.size**2,
     )
