@@ -58,6 +58,11 @@ class DenoisingLoss:
         return {**self.overall.to_dict(), "levels": levels}
 
 
+def predictions_each(count: int) -> int:
+    """How many predictions `denoising_loss` makes of each of so many pictures."""
+    return next(one for one in (1, 2, 5, LEVELS) if count * one >= PREDICTIONS or one == LEVELS)
+
+
 @torch.no_grad()
 def denoising_loss(
     denoiser: Denoiser, clean: Tensor, condition: Condition, *, seed: int = 0, batch: int = 32
@@ -74,7 +79,7 @@ def denoising_loss(
         batch: predictions in one call; it changes the speed, and the figures by rounding alone.
     """
     path, count = denoiser.path, len(clean)
-    each = next(one for one in (1, 2, 5, LEVELS) if count * one >= PREDICTIONS or one == LEVELS)
+    each = predictions_each(count)
     levels_of = (np.arange(count)[:, None] + np.arange(each) * (LEVELS // each)) % LEVELS  # (count, each)
     plan = [(k, int(level)) for k, row in enumerate(levels_of) for level in row]
     found: list[float] = []

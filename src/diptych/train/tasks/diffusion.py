@@ -33,7 +33,7 @@ from diptych.image.path import path_named
 from diptych.image.prediction import prediction_named
 from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
-from diptych.image.validation import denoising_loss, latents_of
+from diptych.image.validation import denoising_loss, latents_of, predictions_each
 from diptych.train.card import About, earlier_stages
 from diptych.train.outline import Outline, channels_last
 from diptych.train.recipe import Recipe
@@ -436,7 +436,8 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=DiffusionTask.unit,
         validate=lambda model: loss(model, batch(32)),
-        validations=data.held_out / 32,
+        validations=data.held_out * predictions_each(data.held_out) / 32,
+        data=data.held_out * 3 * data.size**2,
         beside=frozen,
         remarks=() if has_autoencoder else (missing,),
     )
