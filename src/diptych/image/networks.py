@@ -41,4 +41,4 @@ def make_network(kind: str, sizes: Mapping[str, Any]) -> nn.Module:
 
 def kind_of(network: nn.Module) -> str:
     """The name of a network's kind."""
-    return next(kind for kind, (_, module) in NETWORKS.items() if type(network) is module)
+    return next(kind for kind, (_, module) in NETWORKS.items() if isinstance(network, module))  # sharded: a subclass
