@@ -165,3 +165,16 @@ def test_main_takes_the_words_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["diptych", "--version"])
     assert main() == 0
     assert capsys.readouterr().out == f"diptych {__version__}\n"
+
+
+def test_help_lists_many_options_in_sections(diptych):
+    """Each option under its heading; a command without headings lists them as ever."""
+    out = diptych("image", "--help").out
+    places = [
+        out.index(f"\n{name}:\n") for name in ("Options", "Guidance", "From a picture", "Several pictures", "Output")
+    ]
+    assert places == sorted(places)
+    for option, section in (("--seed", 0), ("--negative", 1), ("--strength", 2), ("--grid", 3), ("--explain", 4)):
+        end = [*places, len(out)][section + 1]
+        assert places[section] < out.index(f"\n  {option} ") < end
+    assert "\nOptions:\n" in diptych("noise", "--help").out
