@@ -99,6 +99,7 @@ class KeyValueCache:
         self.spans = [self.streaming or Span(window, spare=SPARE if window else 0) for window in windows]
         self.windows = windows
         heads = config.num_kv_heads if num_kv_heads is None else num_kv_heads
+        self.num_kv_heads = heads
         self.length = min(length, config.context)  # of a text for which there is room now
         self.keys, self.values = (
             [
@@ -116,6 +117,11 @@ class KeyValueCache:
         self._most: list[int] = [0] * slots  # that each has had: what a window has dropped does not come back
         self.prompts: list[int] = [0] * slots
         self._free = list(range(slots))[::-1]
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every layer has all of a text, as it was computed, a place for each token."""
+        return not any(span.window for span in self.spans) and not self.keys[0].is_packed
 
     @property
     def num_bytes(self) -> int:
@@ -170,21 +176,33 @@ class KeyValueCache:
         Raises:
             ValueError: a sequence outgrows the context; or, where it may, a call has more tokens than the window.
         """
-        ends = [self.lengths[slot] + count for slot, count in zip(slots, counts, strict=True)]
+        if self.streaming is not None and width > self.streaming.window:
+            raise ValueError(f"{width} tokens at once do not fit the cache's window of {self.streaming.window}")
+        starts = self.extend(slots, counts)
+        return Appending(self, slots, starts, counts, width)
+
+    def extend(self, slots: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """Make room for `counts[i]` new tokens in `slots[i]`, and count them.
+
+        Returns:
+            The lengths before.
+
+        Raises:
+            ValueError: a sequence outgrows the context, where it may not.
+        """
+        starts = [self.lengths[slot] for slot in slots]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
         longest = max(ends)
         if self.streaming is None and longest > self.config.context:
             raise ValueError(f"a sequence of {longest} tokens does not fit the context of {self.config.context}")
-        if self.streaming is not None and width > self.streaming.window:
-            raise ValueError(f"{width} tokens at once do not fit the cache's window of {self.streaming.window}")
         needed = max(longest, *(self.prompts[slot] for slot in slots))  # a prompt that comes in parts grows it once
         if self.length < min(needed, self.config.context):
             needed = max(needed, self.length + self.length // 16)
             self._grow(len(self.lengths), min(-(-needed // STEP) * STEP, self.config.context))
-        starts = [self.lengths[slot] for slot in slots]
         for slot, end in zip(slots, ends, strict=True):
             self.lengths[slot] = end
             self._most[slot] = max(self._most[slot], end)
-        return Appending(self, slots, starts, counts, width)
+        return starts
 
     def _grow(self, slots: int, length: int) -> None:
         self.length = length

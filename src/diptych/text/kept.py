@@ -29,6 +29,15 @@ class Kept:
             self._parts.append(torch.zeros((*shape[:3], 1), device=device, dtype=dtype))
 
     @property
+    def is_packed(self) -> bool:
+        return len(self._parts) > 1
+
+    @property
+    def whole(self) -> Tensor:
+        """All slots and places as they are kept: (slots, heads, length, head_dim)."""
+        return self._parts[0]
+
+    @property
     def length(self) -> int:
         return self._parts[0].shape[2]
 
@@ -73,13 +82,13 @@ class Kept:
             found = [part.narrow(0, slots[0], len(slots)).narrow(2, 0, reach) for part in self._parts]
         else:
             found = [part[rows, :, :reach] for part in self._parts]
-        if len(found) == 1:
+        if not self.is_packed:
             return found[0]
         numbers, scales = found
         return numbers.to(scales.dtype).mul_(scales)
 
     def _packed(self, new: Tensor) -> list[Tensor]:
-        if len(self._parts) == 1:
+        if not self.is_packed:
             return [new]
         # A scale is rounded before it is divided by, so that its rounding is no error of what is read.
         largest = new.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-6)

@@ -19,6 +19,7 @@ from diptych.core.few_queries import FEW
 from diptych.core.kernels import is_ours, onednn
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
+from diptych.text.one_row import OneRow, suits
 
 FIRST_LENGTH = 128  # tokens of a slot before the cache grows
 CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
@@ -67,6 +68,7 @@ class Reader:
         )
         streaming = self.cache.streaming
         self.decoder, self.chunk = decoder, chunk if streaming is None else min(chunk, streaming.window)
+        self._one_row = OneRow(decoder, self.cache) if suits(decoder, self.cache) else None
 
     @torch.inference_mode()
     def read(self, parts: Sequence[Part]) -> list[Tensor]:
@@ -99,6 +101,8 @@ class Reader:
             self._call([Part(part.slot, part.tokens[:count]) for part, count in zip(behind, counts, strict=True)])
             rest = {part.slot: part.tokens[count:] for part, count in zip(behind, counts, strict=True)}
             parts = [Part(part.slot, rest.get(part.slot, part.tokens), part.wanted) for part in parts]
+        if len(parts) == 1 and len(parts[0].tokens) == 1 and self._one_row is not None and self._one_row.is_current():
+            return [self._one_row.read(parts[0].tokens[0], parts[0].slot)]
         logits = self._call(parts).cpu()
         return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
 

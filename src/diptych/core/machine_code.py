@@ -1,0 +1,97 @@
+"""Code that is compiled once a machine: Python to machine code by Numba, kept in the user's cache folder.
+
+What is kept is an object file, as a C compiler would write it, under a name made of all that decides it: the sources,
+the compiler and the processor. LLVM puts it into memory in a tenth of a second, without Numba.
+"""
+
+import ctypes
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from diptych.core.files import write_atomically
+
+SOURCES = ("machine_code.py", "lanes.py", "row_plan.py", "row_kernel.py")
+_owners: list[Any] = []  # of the code in memory
+
+
+@cache
+def is_here() -> bool:
+    """Whether code can be compiled: not every system has Numba."""
+    return sys.byteorder == "little" and sys.maxsize > 2**32 and all(map(find_spec, ("numba", "llvmlite")))
+
+
+@cache
+def compiled() -> Callable[[int, int, int], int]:
+    """`row_kernel.run` as machine code. Python's lock is free while it runs."""
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    processor = {"cpu": llvm.get_host_cpu_name(), "features": llvm.get_host_cpu_features().flatten()}
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        **processor, opt=3, reloc="pic", codemodel="jitdefault"
+    )
+    about = f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
+    code, name = _kept(about, lambda: _object_file(machine))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _owners.append(engine)
+    run = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3)(
+        engine.get_function_address(name)
+    )
+    result, trouble = ctypes.c_int64(), ctypes.c_void_p()  # Numba's way to return; neither says anything here
+    _owners.extend((result, trouble))
+    where = ctypes.addressof(result), ctypes.addressof(trouble)
+    return lambda *arguments: int(run(*where, *arguments))
+
+
+def _kept(about: str, make: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
+    """What was made before on such a machine; made now, if there is nothing or it is damaged."""
+    digest = hashlib.sha256(about.encode())
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    folder = Path(os.environ.get("DIPTYCH_CACHE") or user_cache_path("diptych")) / "kernels"
+    path = folder / f"row-{digest.hexdigest()[:16]}.o"
+    with suppress(OSError):
+        check, name, code = path.read_bytes().split(b"\n", 2)
+        if check == _check(name + code):
+            return code, name.decode()
+    code, function = make()
+    with suppress(OSError):  # where nothing can be kept, it is made each time
+        folder.mkdir(parents=True, exist_ok=True)
+        name = function.encode()
+        write_atomically(path, b"\n".join((_check(name + code), name, code)))
+    return code, function
+
+
+def _check(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+def _object_file(machine: Any) -> tuple[bytes, str]:
+    """The object file, and the name of its function."""
+    print("diptych: compiling for this processor, once ...", file=sys.stderr, flush=True)
+    import llvmlite.binding as llvm
+    from numba import njit, types
+
+    from diptych.core.row_kernel import run
+
+    bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    function = njit(types.int64(types.int64, types.int64, types.int64), error_model="numpy", **bare)(run.py_func)
+    (signature,) = function.signatures
+    code = function.inspect_llvm(signature)
+    defined = re.search(r"^define [^@\n]*@([^(]+)\(", code, re.MULTILINE)
+    assert defined is not None
+    return machine.emit_object(llvm.parse_assembly(code)), defined[1]

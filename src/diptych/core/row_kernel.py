@@ -1,0 +1,480 @@
+"""One token of one text through a whole decoder, in one call of compiled code.
+
+To write a text is to multiply one row by every matrix, once a token. Each product takes microseconds, and between two of
+them stand norms, turns and sums of a few hundred numbers: a trip through Python and torch for each costs more than all
+that it does. Here the token goes through every layer without one; weights, keys and values are read where they lie, and
+what is computed is float32, whatever they are.
+
+A layer is five phases: queries, keys and values; attention; the output; what is widened; what is narrowed. A phase is
+cut into shares that do not depend on each other, and whoever is free takes the next one: the thread that called, and
+the others as far as they are awake. So nothing waits for a thread that another program has put off its core, and sums
+are the same however many threads there are.
+
+The tables are those of `core.row_plan`. Numba compiles this file (`core.machine_code`), once a machine; where that was
+done it is not imported.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from diptych.core import row_plan as at
+from diptych.core.lanes import (
+    BLOCK,
+    add_shared,
+    bfloats,
+    bits_of_float,
+    dot_bfloat,
+    dot_float,
+    dot_int8,
+    float_of_bits,
+    floats,
+    int8s,
+    ints,
+    pause,
+    read_shared,
+    swap_shared,
+    write_shared,
+)
+
+SPINS = 1 << 14  # pauses that a thread waits for work before it sleeps, some 300 us
+SHIFT = 20  # bits of a ticket that count shares; those above count phases
+SHARE = (1 << SHIFT) - 1
+FEW = 8  # rows of a matrix that are worth a share
+
+exact = njit(error_model="numpy")
+quick = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
+
+
+@exact
+def raised(x: float) -> float:
+    """exp(x), to float32's precision: 2^n from the bits of n, and a series for what is left (Cephes, expf)."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    x = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    y = y * x * x + x + np.float32(1.0)
+    return y * float_of_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@exact
+def tanh(x: float) -> float:
+    return np.float32(1.0) - np.float32(2.0) / (raised(np.float32(2.0) * x) + np.float32(1.0))
+
+
+@exact
+def number(address: int, place: int, form: int) -> float:
+    if form == at.BFLOAT:
+        return float_of_bits(np.uint32(bfloats(address)[place]) << np.uint32(16))
+    return floats(address)[place]
+
+
+@exact
+def fraction(table: int, column: int) -> float:
+    return float_of_bits(np.uint32(ints(table)[column]))
+
+
+@exact
+def bfloat(x: float) -> int:
+    """The nearest bfloat16, the even one of two that are as near."""
+    bits = bits_of_float(x)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@quick
+def dot(form: int, weights: int, x: int, count: int) -> float:
+    """The product of `count` weights of a form with as many float32."""
+    whole = count // BLOCK * BLOCK
+    total = np.float32(0.0)
+    other = floats(x)
+    if form == at.BFLOAT:
+        if whole:
+            total = dot_bfloat(weights, x, whole)
+        for place in range(whole, count):
+            total += float_of_bits(np.uint32(bfloats(weights)[place]) << np.uint32(16)) * other[place]
+    elif form == at.FLOAT:
+        if whole:
+            total = dot_float(weights, x, whole)
+        for place in range(whole, count):
+            total += floats(weights)[place] * other[place]
+    else:
+        if whole:
+            total = dot_int8(weights, x, whole)
+        for place in range(whole, count):
+            total += np.float32(int8s(weights)[place]) * other[place]
+    return total
+
+
+@exact
+def multiply(matrix: int, first: int, last: int, x: int, width: int, y: int, numbers: int, adds: bool) -> None:
+    """y[n] = W[n] x + b[n] for rows of a matrix; added to what is there, if `adds`."""
+    about, out = ints(matrix), floats(y)
+    weights, scale, bias, form = about[at.WEIGHT], about[at.SCALE], about[at.BIAS], about[at.FORM]
+    size = 2 if form == at.BFLOAT else 4 if form == at.FLOAT else 1
+    for row in range(first, last):
+        found = dot(form, weights + row * width * size, x, width)
+        if scale:
+            found *= number(scale, row, numbers)
+        if bias:
+            found += number(bias, row, numbers)
+        out[row] = out[row] + found if adds else found
+
+
+@quick
+def normalise(x: int, y: int, width: int, norm: int, plan: int, is_layer: bool) -> None:
+    """Layer norm, or RMS norm."""
+    about, here, out = ints(plan), floats(x), floats(y)
+    gain, shift, form, eps = ints(norm)[at.GAIN], ints(norm)[at.SHIFT], about[at.NUMBERS], fraction(plan, at.EPS)
+    mean = np.float32(0.0)
+    if is_layer:
+        for place in range(width):
+            mean += here[place]
+        mean /= np.float32(width)
+    squares = np.float32(0.0)
+    for place in range(width):
+        squares += (here[place] - mean) * (here[place] - mean)
+    inverse = np.float32(1.0) / np.sqrt(squares / np.float32(width) + eps)
+    if form == at.BFLOAT:
+        weights = bfloats(gain)
+        for place in range(width):
+            weight = float_of_bits(np.uint32(weights[place]) << np.uint32(16))
+            out[place] = (here[place] - mean) * inverse * weight
+    else:
+        for place in range(width):
+            out[place] = (here[place] - mean) * inverse * floats(gain)[place]
+    if shift:
+        for place in range(width):
+            out[place] += number(shift, place, form)
+
+
+@exact
+def turn(x: int, y: int, plan: int, scale: float) -> None:
+    """A head turned by its position, times `scale`: component i is paired with i + D/2."""
+    about, here, out = ints(plan), floats(x), floats(y)
+    width = about[at.HEAD_DIM]
+    if not about[at.COS]:
+        for place in range(width):
+            out[place] = here[place] * scale
+        return
+    cos, sin, half = floats(about[at.COS]), floats(about[at.SIN]), width // 2
+    for place in range(half):
+        low, high = here[place], here[place + half]
+        out[place] = (low * cos[place] + high * sin[place]) * scale
+        out[place + half] = (high * cos[place + half] + low * sin[place + half]) * scale
+
+
+@exact
+def keep(x: int, kept: int, width: int, form: int) -> None:
+    """Write numbers into the cache, in its form."""
+    here = floats(x)
+    if form == at.BFLOAT:
+        for place in range(width):
+            bfloats(kept)[place] = bfloat(here[place])
+    else:
+        for place in range(width):
+            floats(kept)[place] = here[place]
+
+
+@exact
+def activate(x: int, count: int, kind: int) -> None:
+    values = floats(x)
+    if kind == 0:
+        for place in range(count):
+            values[place] = values[place] / (np.float32(1.0) + raised(-values[place]))
+    elif kind == 1:
+        for place in range(count):
+            half = np.float32(0.5) * values[place]
+            values[place] = half * (np.float32(1.0) + np.float32(math.erf(values[place] * np.float32(0.70710678))))
+    elif kind == 2:
+        for place in range(count):
+            x3 = values[place] * values[place] * values[place]
+            inner = np.float32(0.79788456) * (values[place] + np.float32(0.044715) * x3)
+            values[place] = np.float32(0.5) * values[place] * (np.float32(1.0) + tanh(inner))
+    else:
+        for place in range(count):
+            positive = max(values[place], np.float32(0.0))
+            values[place] = positive if kind == 3 else positive * positive
+
+
+@quick
+def add_values(sums: int, odds: int, values: int, count: int, width: int, form: int) -> None:
+    """sums += odds of keys times their values, four keys at a time."""
+    out, odd = floats(sums), floats(odds)
+    whole = count // 4 * 4
+    if form == at.BFLOAT:
+        value = bfloats(values)
+        for key in range(0, whole, 4):
+            a, b, c, d = odd[key], odd[key + 1], odd[key + 2], odd[key + 3]
+            first = key * width
+            for place in range(width):
+                here = first + place
+                out[place] += (
+                    a * float_of_bits(np.uint32(value[here]) << np.uint32(16))
+                    + b * float_of_bits(np.uint32(value[here + width]) << np.uint32(16))
+                    + c * float_of_bits(np.uint32(value[here + 2 * width]) << np.uint32(16))
+                    + d * float_of_bits(np.uint32(value[here + 3 * width]) << np.uint32(16))
+                )
+        for key in range(whole, count):
+            for place in range(width):
+                out[place] += odd[key] * float_of_bits(np.uint32(value[key * width + place]) << np.uint32(16))
+    else:
+        for key in range(count):
+            for place in range(width):
+                out[place] += odd[key] * floats(values)[key * width + place]
+
+
+@exact
+def segments_of(plan: int) -> int:
+    return ints(plan)[at.POSITION] // at.SEGMENT + 1
+
+
+@exact
+def attend(plan: int, layer: int, share: int, scratch: int) -> None:
+    """All heads that share one head of keys, over one segment of them.
+
+    Into PARTIAL, for each head and segment: the largest score, the sum of exp(score - largest), and the values by these
+    odds (Milakov & Gimelshein 2018).
+    """
+    about, row = ints(plan), ints(layer)
+    width, form, segments = about[at.HEAD_DIM], about[at.NUMBERS], segments_of(plan)
+    head, segment = share // segments, share % segments
+    group = about[at.NUM_HEADS] // about[at.NUM_KV_HEADS]
+    size = 2 if form == at.BFLOAT else 4
+    first, position = segment * at.SEGMENT, about[at.POSITION]
+    count = min(at.SEGMENT, position + 1 - first)
+    kept = about[at.KEPT] + head * about[at.ROOM]
+    keys, values = row[at.KEYS] + kept * size, row[at.VALUES] + kept * size
+    heads, kv_heads = about[at.NUM_HEADS], about[at.NUM_KV_HEADS]
+    projected, queries = about[at.PROJECTED], scratch
+    scores = queries + group * width * 4
+    if first + count == position + 1:  # the token's own key and value come last
+        key, spare = projected + (heads + head) * width * 4, scores
+        if row[at.KEY_NORM]:
+            normalise(key, spare, width, layer + 8 * at.KEY_NORM, plan, False)
+            key = spare
+        turn(key, spare + width * 4, plan, np.float32(1.0))
+        keep(spare + width * 4, keys + position * width * size, width, form)
+        keep(projected + (heads + kv_heads + head) * width * 4, values + position * width * size, width, form)
+    scale = np.float32(1.0) / np.sqrt(np.float32(width))
+    for one in range(group):
+        query, mine = projected + (head * group + one) * width * 4, queries + one * width * 4
+        if row[at.QUERY_NORM]:
+            normalise(query, scores, width, layer + 8 * at.QUERY_NORM, plan, False)
+            query = scores
+        turn(query, mine, plan, scale)
+    for key in range(count):
+        address = keys + (first + key) * width * size
+        for one in range(group):
+            floats(scores)[one * at.SEGMENT + key] = dot(form, address, queries + one * width * 4, width)
+    cap = fraction(plan, at.SCORE_CAP)
+    for one in range(group):
+        mine = floats(scores + one * at.SEGMENT * 4)
+        if cap > 0:
+            for key in range(count):
+                mine[key] = cap * tanh(mine[key] / cap)
+        partial = about[at.PARTIAL] + ((head * group + one) * segments + segment) * (width + 2) * 4
+        out = floats(partial)
+        out[0], out[1] = weigh(scores + one * at.SEGMENT * 4, count)
+        for place in range(width):
+            out[place + 2] = np.float32(0.0)
+        add_values(partial + 8, scores + one * at.SEGMENT * 4, values + first * width * size, count, width, form)
+
+
+@quick
+def weigh(scores: int, count: int) -> tuple[float, float]:
+    """exp(score - largest) in place of scores; the largest, and the sum of the others."""
+    mine = floats(scores)
+    largest = mine[0]
+    for key in range(1, count):
+        largest = max(largest, mine[key])
+    total = np.float32(0.0)
+    for key in range(count):
+        mine[key] = raised(mine[key] - largest)
+        total += mine[key]
+    return largest, total
+
+
+@exact
+def attended(plan: int, y: int) -> None:
+    """What each head has seen, out of its segments."""
+    about = ints(plan)
+    width, segments = about[at.HEAD_DIM], segments_of(plan)
+    for head in range(about[at.NUM_HEADS]):
+        here = about[at.PARTIAL] + head * segments * (width + 2) * 4
+        largest = floats(here)[0]
+        for segment in range(1, segments):
+            largest = max(largest, floats(here + segment * (width + 2) * 4)[0])
+        out = floats(y + head * width * 4)
+        total = np.float32(0.0)
+        for place in range(width):
+            out[place] = np.float32(0.0)
+        for segment in range(segments):
+            part = floats(here + segment * (width + 2) * 4)
+            weight = raised(part[0] - largest)
+            total += weight * part[1]
+            for place in range(width):
+                out[place] += weight * part[place + 2]
+        for place in range(width):
+            out[place] /= total
+
+
+@exact
+def rows_of(phase: int, plan: int) -> int:
+    """Rows that a phase multiplies by."""
+    about = ints(plan)
+    if phase == at.ATTEND_INPUT:
+        return (about[at.NUM_HEADS] + 2 * about[at.NUM_KV_HEADS]) * about[at.HEAD_DIM]
+    if phase == at.WIDEN:
+        return about[at.HIDDEN]
+    return about[at.VOCABULARY] if phase == at.PREDICT else about[at.WIDTH]
+
+
+@exact
+def begin_of(share: int, rows: int, threads: int) -> int:
+    """The first row of a share: one large share for each thread, then small ones for who is done first."""
+    large = rows * 3 // (4 * threads)
+    if share <= threads:
+        return share * large
+    return min(rows, threads * large + (share - threads) * max(FEW, rows // (16 * threads)))
+
+
+@exact
+def shares_of(phase: int, plan: int) -> int:
+    about = ints(plan)
+    if phase == at.ATTEND:
+        return about[at.NUM_KV_HEADS] * segments_of(plan)
+    rows, threads = rows_of(phase, plan), about[at.THREADS]
+    small = max(FEW, rows // (16 * threads))
+    return threads + (rows - threads * (rows * 3 // (4 * threads)) + small - 1) // small
+
+
+@exact
+def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int) -> None:
+    """One share of a phase. What all shares of a phase need, each thread makes for itself."""
+    about = ints(plan)
+    table = about[at.LAYER_TABLE] + layer * at.LAYER * 8
+    row = ints(table)
+    scratch = about[at.SCRATCH] + thread * about[at.SCRATCH_BYTES]
+    made, x = ints(scratch), scratch + 64
+    numbers, width = about[at.NUMBERS], about[at.WIDTH]
+    if phase == at.ATTEND:
+        attend(plan, table, share, x)
+        return
+    rows, threads = rows_of(phase, plan), about[at.THREADS]
+    first, last = begin_of(share, rows, threads), begin_of(share + 1, rows, threads)
+    if made[0] != ticket:
+        made[0] = ticket
+        if phase == at.ATTEND_OUTPUT:
+            attended(plan, x)
+        elif phase != at.NARROW:
+            norm = plan + 8 * at.FINAL_NORM
+            if phase == at.ATTEND_INPUT:
+                norm = table + 8 * at.ATTENTION_NORM
+            elif phase == at.WIDEN:
+                norm = table + 8 * at.FEED_FORWARD_NORM
+            normalise(about[at.RESIDUAL], x, width, norm, plan, about[at.IS_LAYER_NORM] != 0)
+    if phase == at.ATTEND_INPUT:
+        begin = 0
+        for part in range(3):
+            heads = about[at.NUM_HEADS] if part == 0 else about[at.NUM_KV_HEADS]
+            end = begin + heads * about[at.HEAD_DIM]
+            matrix, y = table + 8 * (at.QUERY + 4 * part), about[at.PROJECTED] + begin * 4
+            multiply(matrix, max(first, begin) - begin, min(last, end) - begin, x, width, y, numbers, False)
+            begin = end
+    elif phase == at.ATTEND_OUTPUT:
+        seen = about[at.NUM_HEADS] * about[at.HEAD_DIM]
+        multiply(table + 8 * at.OUTPUT, first, last, x, seen, about[at.RESIDUAL], numbers, True)
+    elif phase == at.WIDEN:
+        wide = about[at.WIDENED]
+        if row[at.GATE]:
+            up = x + width * 4
+            multiply(table + 8 * at.GATE, first, last, x, width, wide, numbers, False)
+            multiply(table + 8 * at.UP, first, last, x, width, up, numbers, False)
+            activate(wide + first * 4, last - first, about[at.ACTIVATION])
+            for place in range(first, last):
+                floats(wide)[place] *= floats(up)[place]
+        else:
+            multiply(table + 8 * at.UP, first, last, x, width, wide, numbers, False)
+            activate(wide + first * 4, last - first, about[at.ACTIVATION])
+    elif phase == at.NARROW:
+        multiply(table + 8 * at.DOWN, first, last, about[at.WIDENED], about[at.HIDDEN], about[at.RESIDUAL], numbers, True)
+    else:
+        multiply(plan + 8 * at.HEAD, first, last, x, width, about[at.LOGITS], numbers, False)
+        cap = fraction(plan, at.LOGIT_CAP)
+        if cap > 0:
+            for place in range(first, last):
+                floats(about[at.LOGITS])[place] = cap * tanh(floats(about[at.LOGITS])[place] / cap)
+
+
+@exact
+def share_work(control: int, thread: int) -> int:
+    """Take shares of the phase that is on, until there are none; its ticket.
+
+    What is read of a phase holds if its ticket can still be drawn: it is only changed when all shares are done.
+    """
+    about = ints(control)
+    while True:
+        ticket = read_shared(control)
+        phase, layer, shares, plan = about[at.PHASE], about[at.PHASE_LAYER], about[at.SHARES], about[at.PLAN]
+        share = ticket & SHARE
+        if share >= shares:
+            return ticket >> SHIFT
+        if swap_shared(control, ticket, ticket + 1):
+            work(phase, layer, share, plan, ticket >> SHIFT, thread)
+            add_shared(control + 8 * at.DONE, 1)
+
+
+@exact
+def go_through(control: int, phase: int, layer: int, plan: int) -> None:
+    """A phase from its beginning to its end."""
+    about = ints(control)
+    shares, ticket = shares_of(phase, plan), ((read_shared(control) >> SHIFT) + 1) << SHIFT
+    write_shared(control, ticket | SHARE)  # none is left: nobody takes a share of what is half written
+    about[at.PHASE], about[at.PHASE_LAYER], about[at.SHARES], about[at.PLAN] = phase, layer, shares, plan
+    write_shared(control + 8 * at.DONE, 0)
+    write_shared(control, ticket)
+    share_work(control, 0)
+    while read_shared(control + 8 * at.DONE) < shares:
+        pause()
+
+
+@exact
+def embed(plan: int) -> None:
+    about = ints(plan)
+    width, numbers, token = about[at.WIDTH], about[at.NUMBERS], about[at.TOKEN]
+    matrix, out = ints(plan + 8 * at.EMBEDDING), floats(about[at.RESIDUAL])
+    if matrix[at.FORM] == at.INT8:
+        scale = number(matrix[at.SCALE], token, numbers)
+        for place in range(width):
+            out[place] = np.float32(int8s(matrix[at.WEIGHT])[token * width + place]) * scale
+    else:
+        for place in range(width):
+            out[place] = number(matrix[at.WEIGHT], token * width + place, matrix[at.FORM])
+    if about[at.POSITIONS]:
+        for place in range(width):
+            out[place] += number(about[at.POSITIONS], about[at.POSITION] * width + place, numbers)
+
+
+@exact
+def run(control: int, plan: int, thread: int) -> int:
+    """A token, as thread 0; as another, help with its phases until there was nothing to do for a while."""
+    if thread == 0:
+        embed(plan)
+        for layer in range(ints(plan)[at.NUM_LAYERS]):
+            for phase in range(at.PREDICT):
+                go_through(control, phase, layer, plan)
+        go_through(control, at.PREDICT, 0, plan)
+        return 0
+    seen, waited = -1, 0
+    while waited < SPINS and not read_shared(control + 8 * at.STOPPED):
+        ticket = share_work(control, thread)
+        waited = waited + 1 if ticket == seen else 0
+        seen = ticket
+        pause()
+    return 0

@@ -1,0 +1,72 @@
+"""The tables that a compiled kernel for one row reads: which number stands in which column.
+
+All are 64-bit integers; a fraction stands there as the bits of its float32. An address of 0 means that there is none.
+"""
+
+# A matrix: its numbers, row by row, the scales of its rows and its bias.
+MATRIX = (WEIGHT, SCALE, BIAS, FORM) = range(4)
+BFLOAT, FLOAT, INT8 = range(3)  # forms of numbers
+
+# A norm: its weight and bias.
+NORM = (GAIN, SHIFT) = range(2)
+
+# A layer. A matrix and a norm take as many columns as they have.
+_matrices = [len(MATRIX) * place for place in range(7)]
+QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = _matrices
+_norms = [len(MATRIX) * 7 + len(NORM) * place for place in range(4)]
+ATTENTION_NORM, FEED_FORWARD_NORM, QUERY_NORM, KEY_NORM = _norms
+KEYS, VALUES = _norms[-1] + len(NORM), _norms[-1] + len(NORM) + 1  # what the cache keeps of all texts
+LAYER = VALUES + 1  # columns of a layer
+
+# A decoder: sizes, switches, matrices, and where what is worked on lies.
+(
+    WIDTH,
+    NUM_LAYERS,
+    NUM_HEADS,
+    NUM_KV_HEADS,
+    HEAD_DIM,
+    HIDDEN,
+    VOCABULARY,
+    NUMBERS,  # the form of norms, biases, scales, keys and values
+    IS_LAYER_NORM,
+    EPS,
+    ACTIVATION,
+    SCORE_CAP,
+    LOGIT_CAP,
+    THREADS,
+    LAYER_TABLE,
+    FINAL_NORM,
+    _,
+    EMBEDDING,
+    _,
+    _,
+    _,
+    HEAD,
+    _,
+    _,
+    _,
+    POSITIONS,  # learned ones
+    RESIDUAL,
+    PROJECTED,  # queries, keys and values
+    WIDENED,
+    PARTIAL,  # what each segment of keys gives each head
+    LOGITS,
+    SCRATCH,
+    SCRATCH_BYTES,  # of each thread
+    # And a token of a text:
+    TOKEN,
+    POSITION,
+    COS,
+    SIN,
+    KEPT,  # numbers before those of its text in what the cache keeps of a layer
+    ROOM,  # numbers from one head of it to the next
+) = range(39)
+DECODER = 39
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu-tanh": 2, "relu": 3, "relu2": 4}
+SEGMENT = 256  # keys of a share of attention
+
+# What threads share. Each number that many write is on a line of memory of its own.
+TICKET, DONE, PHASE, PHASE_LAYER, SHARES, PLAN, STOPPED = 0, 8, 16, 17, 18, 19, 24
+CONTROL = 32
+PHASES = (ATTEND_INPUT, ATTEND, ATTEND_OUTPUT, WIDEN, NARROW, PREDICT) = range(6)
