@@ -4,6 +4,7 @@ A helper that has just worked waits a fraction of a millisecond for more, as bet
 next call wakes it. No call waits for a helper that is late: shares go to whoever takes them.
 """
 
+import atexit
 import threading
 from collections.abc import Callable
 
@@ -21,33 +22,44 @@ class Crew:
         self._run = run
         # On a line of memory of its own.
         self._memory = np.zeros(at.CONTROL + 8, np.int64)
-        self._control = self._memory.ctypes.data + -self._memory.ctypes.data % 64
+        spare = -self._memory.ctypes.data % 64
+        self._control, self._stopped = self._memory.ctypes.data + spare, spare // 8 + at.STOPPED
         self._turn = threading.Lock()
-        self._awake: list[bool] = [True]  # of each thread; the first calls
-        self._wake: list[threading.Semaphore] = [threading.Semaphore(0)]
+        self._helpers: list[threading.Thread] = []
+        self._awake: list[bool] = []
+        self._wake: list[threading.Semaphore] = []
+        atexit.register(self._dismiss)  # before what they run in is taken out of memory
 
     def run(self, plan: int, threads: int) -> None:
         """Go through a plan with up to so many threads."""
         with self._turn:
-            while len(self._awake) < threads:
+            while len(self._helpers) < threads - 1:
                 self._hire()
-            for thread in range(1, threads):
-                if not self._awake[thread]:
-                    self._awake[thread] = True
-                    self._wake[thread].release()
+            for helper in range(threads - 1):
+                if not self._awake[helper]:
+                    self._awake[helper] = True
+                    self._wake[helper].release()
             self._run(self._control, plan, 0)
 
     def _hire(self) -> None:
-        thread = len(self._awake)
+        number = len(self._helpers)
         self._awake.append(False)
         self._wake.append(threading.Semaphore(0))
-        threading.Thread(target=self._help, args=(thread,), name=f"diptych-{thread}", daemon=True).start()
+        helper = threading.Thread(target=self._help, args=(number,), name=f"diptych helper {number}", daemon=True)
+        helper.start()
+        self._helpers.append(helper)
 
-    def _help(self, thread: int) -> None:
-        while True:
-            self._wake[thread].acquire()
-            self._run(self._control, 0, thread)
-            self._awake[thread] = False
+    def _help(self, number: int) -> None:
+        while not self._memory[self._stopped]:
+            self._wake[number].acquire()
+            self._run(self._control, 0, 1 + number)
+            self._awake[number] = False
+
+    def _dismiss(self) -> None:
+        self._memory[self._stopped] = 1
+        for wake, helper in zip(self._wake, self._helpers, strict=True):
+            wake.release()
+            helper.join()
 
 
 _crews: list[Crew] = []

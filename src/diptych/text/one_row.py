@@ -69,7 +69,7 @@ class OneRow:
         attending = group * config.head_dim + max(group * at.SEGMENT, 2 * config.head_dim)
         scratch = LINE + _lines(max(config.width + config.hidden, config.num_heads * config.head_dim, attending))
         sizes = [config.width, projected, config.hidden, config.num_heads * segments * (config.head_dim + 2)]
-        room = np.empty(sum(map(_lines, sizes)) + scratch * self._threads + LINE, np.float32)
+        room = np.zeros(sum(map(_lines, sizes)) + scratch * self._threads + LINE, np.float32)
         self._room, begin = room, room.ctypes.data + -room.ctypes.data % (4 * LINE)
         begins = [begin + 4 * sum(map(_lines, sizes[:count])) for count in range(len(sizes) + 1)]
 
