@@ -5,6 +5,7 @@ next call wakes it. No call waits for a helper that is late: shares go to whoeve
 """
 
 import atexit
+import os
 import threading
 from collections.abc import Callable
 
@@ -64,6 +65,8 @@ class Crew:
 
 _crews: list[Crew] = []
 _hiring = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a copy of the process has no helpers
+    os.register_at_fork(after_in_child=_crews.clear)
 
 
 def crew() -> Crew:

@@ -132,10 +132,10 @@ def read_shared(context: Any, address: Any) -> Typed:
 
 @intrinsic
 def write_shared(context: Any, address: Any, value: Any) -> Typed:
-    """An int that other threads read; what was written before it is there for them, too."""
+    """An int that other threads read; what was written before it is there for them, what is written after it not."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        builder.store_atomic(values[1], builder.inttoptr(values[0], LONG.as_pointer()), "release", 8)
+        builder.store_atomic(values[1], builder.inttoptr(values[0], LONG.as_pointer()), "seq_cst", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), code

@@ -108,7 +108,7 @@ class OneRow:
         if config.position == "rotary":
             row = self._turns_at(position, slot)
             plan[at.COS], plan[at.SIN] = row, row + 4 * config.head_dim
-        logits = torch.empty(1, config.vocab_size)
+        logits = torch.empty(1, config.vocab_size, dtype=torch.float32)
         plan[at.TOKEN], plan[at.POSITION], plan[at.LOGITS] = token, position, logits.data_ptr()
         plan[at.KEPT] = slot * config.num_kv_heads * plan[at.ROOM]
         crew().run(plan.ctypes.data, self._threads)
