@@ -22,15 +22,20 @@ from numba import njit
 from diptych.core import row_plan as at
 from diptych.core.lanes import (
     BLOCK,
+    PAIRS_BFLOATS,
+    PAIRS_INTEGERS,
     add_shared,
     bfloats,
     bits_of_float,
     dot_bfloat,
+    dot_bfloat_pairs,
     dot_float,
     dot_int8,
+    dot_int8_pairs,
     float_of_bits,
     floats,
     int8s,
+    int16s,
     ints,
     pause,
     read_shared,
@@ -41,6 +46,7 @@ from diptych.core.lanes import (
 SPINS = 1 << 14  # pauses that a thread waits for work before it sleeps, some 300 us
 SHIFT = 20  # bits of a ticket that count shares; those above count phases
 SHARE = (1 << SHIFT) - 1
+MATRIX = len(at.MATRIX)
 FEW = 8  # rows of a matrix that are worth a share
 
 exact = njit(error_model="numpy")
@@ -69,9 +75,15 @@ def tanh(x: float) -> float:
 
 
 @exact
+def widened(bits: int) -> float:
+    """The float32 of a bfloat16."""
+    return float_of_bits(np.uint32(bits) << np.uint32(16))
+
+
+@exact
 def number(address: int, place: int, form: int) -> float:
     if form == at.BFLOAT:
-        return float_of_bits(np.uint32(bfloats(address)[place]) << np.uint32(16))
+        return widened(bfloats(address)[place])
     return floats(address)[place]
 
 
@@ -88,16 +100,41 @@ def bfloat(x: float) -> int:
 
 
 @quick
-def dot(form: int, weights: int, x: int, count: int) -> float:
-    """The product of `count` weights of a form with as many float32."""
+def pack(x: int, packed: int, count: int, weights: int, numbers: int) -> None:
+    """Numbers as the other factor of the products that take pairs, where those are; their last `count` % BLOCK are
+    taken as they are."""
+    here, whole = floats(x), count // BLOCK * BLOCK
+    if PAIRS_BFLOATS and weights == at.BFLOAT:
+        high, low = bfloats(packed), bfloats(packed + 2 * whole)
+        for place in range(whole):
+            high[place] = bfloat(here[place])
+            low[place] = bfloat(here[place] - widened(high[place]))
+    elif PAIRS_INTEGERS and weights == at.INT8 and numbers == at.BFLOAT:
+        integers, worth = int16s(packed), floats(packed + 2 * whole)
+        for block in range(whole // BLOCK):
+            first = block * BLOCK
+            largest = np.float32(1e-30)
+            for place in range(first, first + BLOCK):
+                largest = max(largest, abs(here[place]))
+            worth[block] = largest / np.float32(32767.0)
+            inverse = np.float32(32767.0) / largest
+            for place in range(first, first + BLOCK):
+                integers[place] = np.int16(np.rint(here[place] * inverse))
+
+
+@quick
+def dot(weights: int, x: int, packed: int, count: int, form: int, numbers: int) -> float:
+    """The product of a row of `count` weights with as many float32, which are packed, too."""
     whole = count // BLOCK * BLOCK
-    total = np.float32(0.0)
-    other = floats(x)
+    total, other = np.float32(0.0), floats(x)
     if form == at.BFLOAT:
         if whole:
-            total = dot_bfloat(weights, x, whole)
+            if PAIRS_BFLOATS:
+                total = dot_bfloat_pairs(weights, packed, packed + 2 * whole, whole)
+            else:
+                total = dot_bfloat(weights, x, whole)
         for place in range(whole, count):
-            total += float_of_bits(np.uint32(bfloats(weights)[place]) << np.uint32(16)) * other[place]
+            total += widened(bfloats(weights)[place]) * other[place]
     elif form == at.FLOAT:
         if whole:
             total = dot_float(weights, x, whole)
@@ -105,25 +142,40 @@ def dot(form: int, weights: int, x: int, count: int) -> float:
             total += floats(weights)[place] * other[place]
     else:
         if whole:
-            total = dot_int8(weights, x, whole)
+            if PAIRS_INTEGERS and numbers == at.BFLOAT:
+                total = dot_int8_pairs(weights, packed, packed + 2 * whole, whole)
+            else:
+                total = dot_int8(weights, x, whole)
         for place in range(whole, count):
             total += np.float32(int8s(weights)[place]) * other[place]
     return total
 
 
 @exact
-def multiply(matrix: int, first: int, last: int, x: int, width: int, y: int, numbers: int, adds: bool) -> None:
+def size_of(form: int) -> int:
+    """Bytes of a number."""
+    return 2 if form == at.BFLOAT else 4 if form == at.FLOAT else 1
+
+
+@exact
+def multiply(matrix: int, first: int, last: int, x: int, packed: int, width: int, y: int, plan: int, adds: bool) -> None:
     """y[n] = W[n] x + b[n] for rows of a matrix; added to what is there, if `adds`."""
-    about, out = ints(matrix), floats(y)
-    weights, scale, bias, form = about[at.WEIGHT], about[at.SCALE], about[at.BIAS], about[at.FORM]
-    size = 2 if form == at.BFLOAT else 4 if form == at.FLOAT else 1
+    about, out, (weights, scale, bias) = ints(plan), floats(y), matrix_at(matrix)
+    form, numbers = about[at.WEIGHTS], about[at.NUMBERS]
+    size = size_of(form)
     for row in range(first, last):
-        found = dot(form, weights + row * width * size, x, width)
+        found = dot(weights + row * width * size, x, packed, width, form, numbers)
         if scale:
             found *= number(scale, row, numbers)
         if bias:
             found += number(bias, row, numbers)
         out[row] = out[row] + found if adds else found
+
+
+@exact
+def matrix_at(address: int) -> tuple[int, int, int]:
+    about = ints(address)
+    return about[at.WEIGHT], about[at.SCALE], about[at.BIAS]
 
 
 @quick
@@ -143,7 +195,7 @@ def normalise(x: int, y: int, width: int, norm: int, plan: int, is_layer: bool) 
     if form == at.BFLOAT:
         weights = bfloats(gain)
         for place in range(width):
-            weight = float_of_bits(np.uint32(weights[place]) << np.uint32(16))
+            weight = widened(weights[place])
             out[place] = (here[place] - mean) * inverse * weight
     else:
         for place in range(width):
@@ -215,14 +267,14 @@ def add_values(sums: int, odds: int, values: int, count: int, width: int, form: 
             for place in range(width):
                 here = first + place
                 out[place] += (
-                    a * float_of_bits(np.uint32(value[here]) << np.uint32(16))
-                    + b * float_of_bits(np.uint32(value[here + width]) << np.uint32(16))
-                    + c * float_of_bits(np.uint32(value[here + 2 * width]) << np.uint32(16))
-                    + d * float_of_bits(np.uint32(value[here + 3 * width]) << np.uint32(16))
+                    a * widened(value[here])
+                    + b * widened(value[here + width])
+                    + c * widened(value[here + 2 * width])
+                    + d * widened(value[here + 3 * width])
                 )
         for key in range(whole, count):
             for place in range(width):
-                out[place] += odd[key] * float_of_bits(np.uint32(value[key * width + place]) << np.uint32(16))
+                out[place] += odd[key] * widened(value[key * width + place])
     else:
         for key in range(count):
             for place in range(width):
@@ -235,7 +287,7 @@ def segments_of(plan: int) -> int:
 
 
 @exact
-def attend(plan: int, layer: int, share: int, scratch: int) -> None:
+def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None:
     """All heads that share one head of keys, over one segment of them.
 
     Into PARTIAL, for each head and segment: the largest score, the sum of exp(score - largest), and the values by these
@@ -245,7 +297,7 @@ def attend(plan: int, layer: int, share: int, scratch: int) -> None:
     width, form, segments = about[at.HEAD_DIM], about[at.NUMBERS], segments_of(plan)
     head, segment = share // segments, share % segments
     group = about[at.NUM_HEADS] // about[at.NUM_KV_HEADS]
-    size = 2 if form == at.BFLOAT else 4
+    size = size_of(form)
     first, position = segment * at.SEGMENT, about[at.POSITION]
     count = min(at.SEGMENT, position + 1 - first)
     kept = about[at.KEPT] + head * about[at.ROOM]
@@ -268,10 +320,12 @@ def attend(plan: int, layer: int, share: int, scratch: int) -> None:
             normalise(query, scores, width, layer + 8 * at.QUERY_NORM, plan, False)
             query = scores
         turn(query, mine, plan, scale)
+        pack(mine, packed + one * width * 4, width, form, form)
     for key in range(count):
         address = keys + (first + key) * width * size
         for one in range(group):
-            floats(scores)[one * at.SEGMENT + key] = dot(form, address, queries + one * width * 4, width)
+            query, mine = queries + one * width * 4, packed + one * width * 4
+            floats(scores)[one * at.SEGMENT + key] = dot(address, query, mine, width, form, form)
     cap = fraction(plan, at.SCORE_CAP)
     for one in range(group):
         mine = floats(scores + one * at.SEGMENT * 4)
@@ -361,13 +415,18 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
     table = about[at.LAYER_TABLE] + layer * at.LAYER * 8
     row = ints(table)
     scratch = about[at.SCRATCH] + thread * about[at.SCRATCH_BYTES]
-    made, x = ints(scratch), scratch + 64
-    numbers, width = about[at.NUMBERS], about[at.WIDTH]
+    made, x, packed = ints(scratch), scratch + 64, scratch + about[at.PACKED]
+    width, numbers = about[at.WIDTH], about[at.NUMBERS]
     if phase == at.ATTEND:
-        attend(plan, table, share, x)
+        attend(plan, table, share, x, packed)
         return
     rows, threads = rows_of(phase, plan), about[at.THREADS]
     first, last = begin_of(share, rows, threads), begin_of(share + 1, rows, threads)
+    read = width
+    if phase == at.ATTEND_OUTPUT:
+        read = about[at.NUM_HEADS] * about[at.HEAD_DIM]
+    elif phase == at.NARROW:
+        x, read = about[at.WIDENED], about[at.HIDDEN]
     if made[0] != ticket:
         made[0] = ticket
         if phase == at.ATTEND_OUTPUT:
@@ -379,33 +438,32 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
             elif phase == at.WIDEN:
                 norm = table + 8 * at.FEED_FORWARD_NORM
             normalise(about[at.RESIDUAL], x, width, norm, plan, about[at.IS_LAYER_NORM] != 0)
+        pack(x, packed, read, about[at.WEIGHTS], numbers)
     if phase == at.ATTEND_INPUT:
         begin = 0
         for part in range(3):
             heads = about[at.NUM_HEADS] if part == 0 else about[at.NUM_KV_HEADS]
             end = begin + heads * about[at.HEAD_DIM]
-            matrix, y = table + 8 * (at.QUERY + 4 * part), about[at.PROJECTED] + begin * 4
-            multiply(matrix, max(first, begin) - begin, min(last, end) - begin, x, width, y, numbers, False)
+            matrix, y = table + 8 * (at.QUERY + MATRIX * part), about[at.PROJECTED] + begin * 4
+            multiply(matrix, max(first, begin) - begin, min(last, end) - begin, x, packed, read, y, plan, False)
             begin = end
     elif phase == at.ATTEND_OUTPUT:
-        seen = about[at.NUM_HEADS] * about[at.HEAD_DIM]
-        multiply(table + 8 * at.OUTPUT, first, last, x, seen, about[at.RESIDUAL], numbers, True)
+        multiply(table + 8 * at.OUTPUT, first, last, x, packed, read, about[at.RESIDUAL], plan, True)
     elif phase == at.WIDEN:
-        wide = about[at.WIDENED]
+        wide, up = about[at.WIDENED], x + width * 4
         if row[at.GATE]:
-            up = x + width * 4
-            multiply(table + 8 * at.GATE, first, last, x, width, wide, numbers, False)
-            multiply(table + 8 * at.UP, first, last, x, width, up, numbers, False)
+            multiply(table + 8 * at.GATE, first, last, x, packed, read, wide, plan, False)
+            multiply(table + 8 * at.UP, first, last, x, packed, read, up, plan, False)
             activate(wide + first * 4, last - first, about[at.ACTIVATION])
             for place in range(first, last):
                 floats(wide)[place] *= floats(up)[place]
         else:
-            multiply(table + 8 * at.UP, first, last, x, width, wide, numbers, False)
+            multiply(table + 8 * at.UP, first, last, x, packed, read, wide, plan, False)
             activate(wide + first * 4, last - first, about[at.ACTIVATION])
     elif phase == at.NARROW:
-        multiply(table + 8 * at.DOWN, first, last, about[at.WIDENED], about[at.HIDDEN], about[at.RESIDUAL], numbers, True)
+        multiply(table + 8 * at.DOWN, first, last, x, packed, read, about[at.RESIDUAL], plan, True)
     else:
-        multiply(plan + 8 * at.HEAD, first, last, x, width, about[at.LOGITS], numbers, False)
+        multiply(plan + 8 * at.HEAD, first, last, x, packed, read, about[at.LOGITS], plan, False)
         cap = fraction(plan, at.LOGIT_CAP)
         if cap > 0:
             for place in range(first, last):
@@ -448,14 +506,13 @@ def go_through(control: int, phase: int, layer: int, plan: int) -> None:
 def embed(plan: int) -> None:
     about = ints(plan)
     width, numbers, token = about[at.WIDTH], about[at.NUMBERS], about[at.TOKEN]
-    matrix, out = ints(plan + 8 * at.EMBEDDING), floats(about[at.RESIDUAL])
-    if matrix[at.FORM] == at.INT8:
-        scale = number(matrix[at.SCALE], token, numbers)
-        for place in range(width):
-            out[place] = np.float32(int8s(matrix[at.WEIGHT])[token * width + place]) * scale
-    else:
-        for place in range(width):
-            out[place] = number(matrix[at.WEIGHT], token * width + place, matrix[at.FORM])
+    weights, scale, _ = matrix_at(plan + 8 * at.EMBEDDING)
+    out = floats(about[at.RESIDUAL])
+    for place in range(width):
+        if scale:
+            out[place] = np.float32(int8s(weights)[token * width + place]) * number(scale, token, numbers)
+        else:
+            out[place] = number(weights, token * width + place, numbers)
     if about[at.POSITIONS]:
         for place in range(width):
             out[place] += number(about[at.POSITIONS], about[at.POSITION] * width + place, numbers)

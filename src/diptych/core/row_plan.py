@@ -4,7 +4,7 @@ All are 64-bit integers; a fraction stands there as the bits of its float32. An 
 """
 
 # A matrix: its numbers, row by row, the scales of its rows and its bias.
-MATRIX = (WEIGHT, SCALE, BIAS, FORM) = range(4)
+MATRIX = (WEIGHT, SCALE, BIAS) = range(3)
 BFLOAT, FLOAT, INT8 = range(3)  # forms of numbers
 
 # A norm: its weight and bias.
@@ -27,7 +27,8 @@ LAYER = VALUES + 1  # columns of a layer
     HEAD_DIM,
     HIDDEN,
     VOCABULARY,
-    NUMBERS,  # the form of norms, biases, scales, keys and values
+    WEIGHTS,  # the form of all matrices
+    NUMBERS,  # that of norms, biases, scales, keys and values
     IS_LAYER_NORM,
     EPS,
     ACTIVATION,
@@ -40,9 +41,7 @@ LAYER = VALUES + 1  # columns of a layer
     EMBEDDING,
     _,
     _,
-    _,
     HEAD,
-    _,
     _,
     _,
     POSITIONS,  # learned ones
@@ -53,6 +52,7 @@ LAYER = VALUES + 1  # columns of a layer
     LOGITS,
     SCRATCH,
     SCRATCH_BYTES,  # of each thread
+    PACKED,  # bytes in it before the packed numbers
     # And a token of a text:
     TOKEN,
     POSITION,

@@ -33,7 +33,8 @@ LINE = 16  # numbers of a line of memory
 
 def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
     """Whether one token of one text goes through the compiled kernel."""
-    if not is_here() or {type(module) for module in decoder.modules()} - TAKES:
+    kinds = {type(module) for module in decoder.modules()}
+    if not is_here() or kinds - TAKES or {nn.Linear, Int8Linear} <= kinds:
         return False
     assert isinstance(decoder, Decoder)
     config, tensors = decoder.config, [*decoder.parameters(), *decoder.buffers()]
@@ -43,6 +44,7 @@ def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
         and cache.keeps_all
         and cache.num_kv_heads == config.num_kv_heads  # none lie in other processes
         and numbers in ({torch.bfloat16}, {torch.float32})
+        and (Int8Linear in kinds) == (QuantisedEmbedding in kinds)
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
         and not any(module._compiled_call_impl for module in decoder.modules())
@@ -67,7 +69,9 @@ class OneRow:
         segments = -(-config.context // at.SEGMENT)
         projected = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         attending = group * config.head_dim + max(group * at.SEGMENT, 2 * config.head_dim)
-        scratch = LINE + _lines(max(config.width + config.hidden, config.num_heads * config.head_dim, attending))
+        seen = config.num_heads * config.head_dim
+        packed = LINE + _lines(max(config.width + config.hidden, seen, attending))
+        scratch = packed + _lines(max(config.width, seen, config.hidden))
         sizes = [config.width, projected, config.hidden, config.num_heads * segments * (config.head_dim + 2)]
         room = np.zeros(sum(map(_lines, sizes)) + scratch * self._threads + LINE, np.float32)
         self._room, begin = room, room.ctypes.data + -room.ctypes.data % (4 * LINE)
@@ -80,12 +84,13 @@ class OneRow:
         plan[at.NUMBERS], plan[at.IS_LAYER_NORM] = FORMS[self._dtype], config.norm == "layer"
         plan[at.ACTIVATION], plan[at.EPS] = at.ACTIVATIONS[config.activation], _bits(config.norm_eps)
         plan[at.SCORE_CAP], plan[at.LOGIT_CAP] = _bits(config.attention_softcap), _bits(config.logit_softcap)
-        plan[at.THREADS], plan[at.SCRATCH_BYTES] = self._threads, 4 * scratch
+        plan[at.THREADS], plan[at.SCRATCH_BYTES], plan[at.PACKED] = self._threads, 4 * scratch, 4 * packed
         plan[[at.RESIDUAL, at.PROJECTED, at.WIDENED, at.PARTIAL, at.SCRATCH]] = begins
         plan[at.LAYER_TABLE] = self._layers.ctypes.data
         _fill(plan, at.FINAL_NORM, _norm(decoder.norm))
         embedding = decoder.embedding
         matrix = embedding.matrix if isinstance(embedding, QuantisedEmbedding) else embedding
+        plan[at.WEIGHTS] = FORMS[matrix.weight.dtype]
         _fill(plan, at.EMBEDDING, _matrix(matrix))
         _fill(plan, at.HEAD, _matrix(matrix if decoder.head is None else decoder.head))
         if decoder.position_embedding is not None:
@@ -165,8 +170,7 @@ def _layer(block: Block) -> list[int]:
 
 def _matrix(module: nn.Module) -> list[int]:
     scale, bias = getattr(module, "scale", None), getattr(module, "bias", None)
-    weight = module.weight
-    return [weight.data_ptr(), _address(scale), _address(bias), FORMS[weight.dtype]]
+    return [module.weight.data_ptr(), _address(scale), _address(bias)]
 
 
 def _norm(module: nn.Module) -> list[int]:
