@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from diptych.core.files import write_atomically
 
-SOURCES = ("machine_code.py", "lanes.py", "row_plan.py", "row_kernel.py")
+SOURCES = ("machine_code.py", "lanes.py", "row_plan.py", "row_math.py", "row_kernel.py")
 _owners: list[Any] = []  # of the code in memory
 
 
@@ -60,24 +60,21 @@ def compiled() -> Callable[[int, int, int], int]:
 def _kept(about: str, make: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
     """What was made before on such a machine; made now, if there is nothing or it is damaged."""
     digest = hashlib.sha256(about.encode())
-    for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    for source in SOURCES:
+        digest.update(Path(__file__).with_name(source).read_bytes())
     folder = Path(os.environ.get("DIPTYCH_CACHE") or user_cache_path("diptych")) / "kernels"
     path = folder / f"row-{digest.hexdigest()[:16]}.o"
-    with suppress(OSError):
-        check, name, code = path.read_bytes().split(b"\n", 2)
-        if check == _check(name + code):
-            return code, name.decode()
-    code, function = make()
+    with suppress(OSError, ValueError):
+        check, kept = path.read_bytes().split(b"\n", 1)
+        if check == hashlib.sha256(kept).hexdigest().encode():
+            function, code = kept.split(b"\n", 1)
+            return code, function.decode()
+    code, name = make()
     with suppress(OSError):  # where nothing can be kept, it is made each time
         folder.mkdir(parents=True, exist_ok=True)
-        name = function.encode()
-        write_atomically(path, b"\n".join((_check(name + code), name, code)))
-    return code, function
-
-
-def _check(data: bytes) -> bytes:
-    return hashlib.sha256(data).hexdigest().encode()
+        kept = name.encode() + b"\n" + code
+        write_atomically(path, hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
+    return code, name
 
 
 def _object_file(machine: Any) -> tuple[bytes, str]:
@@ -88,10 +85,9 @@ def _object_file(machine: Any) -> tuple[bytes, str]:
 
     from diptych.core.row_kernel import run
 
-    bare = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    function = njit(types.int64(types.int64, types.int64, types.int64), error_model="numpy", **bare)(run.py_func)
-    (signature,) = function.signatures
-    code = function.inspect_llvm(signature)
+    signature = types.int64(types.int64, types.int64, types.int64)
+    function = njit(signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(run.py_func)
+    code = function.inspect_llvm(function.signatures[0])
     defined = re.search(r"^define [^@\n]*@([^(]+)\(", code, re.MULTILINE)
     assert defined is not None
     return machine.emit_object(llvm.parse_assembly(code)), defined[1]

@@ -5,9 +5,6 @@ Here is decided which decoders that is for: plain transformers on a CPU, whose w
 torch; both give the same logits within rounding.
 """
 
-import operator
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,6 +25,7 @@ FORMS = {torch.bfloat16: at.BFLOAT, torch.float32: at.FLOAT, torch.int8: at.INT8
 TAKES = {Decoder, Block, Attention, FeedForward, Dropout, RMSNorm, nn.LayerNorm, nn.ModuleList}
 TAKES |= {nn.Linear, Int8Linear, nn.Embedding, QuantisedEmbedding}
 TURNS = 256  # positions whose angles are computed together
+MATRIX, NORM = ("weight", "scale", "bias"), ("weight", "bias")  # in the order of the tables
 LINE = 16  # numbers of a line of memory
 
 
@@ -60,8 +58,8 @@ class OneRow:
         holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
         self._tensors = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        self._dtype = decoder.norm.weight.dtype
-        self._layers = np.array([_layer(block) for block in decoder.blocks], np.int64)
+        self._dtype = next(decoder.norm.parameters()).dtype
+        self._layers = np.array([_layer(module) for module in modules if isinstance(module, Block)], np.int64)
         self._threads, self._slots, self._length = num_threads(), 0, 0
         self._turns, self._turned = np.empty(0, np.float32), (-1, -1)
 
@@ -87,12 +85,12 @@ class OneRow:
         plan[at.THREADS], plan[at.SCRATCH_BYTES], plan[at.PACKED] = self._threads, 4 * scratch, 4 * packed
         plan[[at.RESIDUAL, at.PROJECTED, at.WIDENED, at.PARTIAL, at.SCRATCH]] = begins
         plan[at.LAYER_TABLE] = self._layers.ctypes.data
-        _fill(plan, at.FINAL_NORM, _norm(decoder.norm))
+        _fill(plan, at.FINAL_NORM, _addresses(decoder.norm, NORM))
         embedding = decoder.embedding
         matrix = embedding.matrix if isinstance(embedding, QuantisedEmbedding) else embedding
         plan[at.WEIGHTS] = FORMS[matrix.weight.dtype]
-        _fill(plan, at.EMBEDDING, _matrix(matrix))
-        _fill(plan, at.HEAD, _matrix(matrix if decoder.head is None else decoder.head))
+        _fill(plan, at.EMBEDDING, _addresses(matrix, MATRIX))
+        _fill(plan, at.HEAD, _addresses(matrix if decoder.head is None else decoder.head, MATRIX))
         if decoder.position_embedding is not None:
             plan[at.POSITIONS] = decoder.position_embedding.weight.data_ptr()
 
@@ -144,7 +142,8 @@ class OneRow:
 def _layer(block: Block) -> list[int]:
     """A row of the table of layers; the cache's columns are filled later."""
     row, attention, feed_forward = [0] * at.LAYER, block.attention, block.feed_forward
-    matrices = {
+    assert isinstance(feed_forward, FeedForward)
+    matrices: dict[int, nn.Module | None] = {
         at.QUERY: attention.query,
         at.KEY: attention.key,
         at.VALUE: attention.value,
@@ -153,32 +152,23 @@ def _layer(block: Block) -> list[int]:
         at.UP: feed_forward.up,
         at.DOWN: feed_forward.down,
     }
-    norms = {
+    norms: dict[int, nn.Module | None] = {
         at.ATTENTION_NORM: block.attention_norm,
         at.FEED_FORWARD_NORM: block.feed_forward_norm,
         at.QUERY_NORM: attention.query_norm,
         at.KEY_NORM: attention.key_norm,
     }
-    for column, module in matrices.items():
-        if module is not None:
-            row[column : column + len(at.MATRIX)] = _matrix(module)
-    for column, module in norms.items():
-        if module is not None:
-            row[column : column + len(at.NORM)] = _norm(module)
+    for found, names in ((matrices, MATRIX), (norms, NORM)):
+        for column, module in found.items():
+            if module is not None:
+                row[column : column + len(names)] = _addresses(module, names)
     return row
 
 
-def _matrix(module: nn.Module) -> list[int]:
-    scale, bias = getattr(module, "scale", None), getattr(module, "bias", None)
-    return [module.weight.data_ptr(), _address(scale), _address(bias)]
-
-
-def _norm(module: nn.Module) -> list[int]:
-    return [_address(module.weight), _address(getattr(module, "bias", None))]
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _addresses(module: nn.Module, names: tuple[str, ...]) -> list[int]:
+    """Of tensors of a module; 0 for those that it has not."""
+    tensors = [getattr(module, name, None) for name in names]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _fill(plan: np.ndarray, column: int, values: list[int]) -> None:

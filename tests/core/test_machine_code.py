@@ -1,0 +1,45 @@
+"""What is kept of compiled code: found again, made anew where it is damaged, done without where it cannot be kept."""
+
+from pathlib import Path
+
+import pytest
+
+from diptych.core import machine_code
+
+
+def kept(code: bytes) -> tuple[bytes, str]:
+    return machine_code._kept("this machine", lambda: (code, "name"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
+    return tmp_path / "kernels"
+
+
+def test_code_is_made_once(folder: Path) -> None:
+    assert kept(b"one\ntwo") == (b"one\ntwo", "name")
+    assert kept(b"another") == (b"one\ntwo", "name")
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_of_another_machine_it_is_other_code(folder: Path) -> None:
+    kept(b"one")
+    assert machine_code._kept("that machine", lambda: (b"two", "name")) == (b"two", "name")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:9], lambda data: b"", lambda data: b"\0"]
+)
+def test_damaged_code_is_made_anew(folder: Path, damage) -> None:
+    kept(b"one")
+    (path,) = folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert kept(b"two") == (b"two", "name")
+    assert kept(b"three") == (b"two", "name")
+
+
+def test_code_that_cannot_be_kept_is_made_each_time(folder: Path) -> None:
+    folder.write_text("no folder")
+    assert kept(b"one") == (b"one", "name")
+    assert kept(b"two") == (b"two", "name")

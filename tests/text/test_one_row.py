@@ -1,0 +1,245 @@
+"""Against the same decoder in torch, which computes each operation of its own and knows nothing of tables."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diptych.core.lora import Adapter, LoraSettings
+from diptych.core.quantised import QuantisedEmbedding
+from diptych.core.trace import Trace
+from diptych.models import open_model
+from diptych.text import assembly
+from diptych.text.cache import CacheSettings
+from diptych.text.decoder import Decoder, DecoderConfig
+from diptych.text.one_row import OneRow, suits
+from diptych.text.reader import Part, Reader
+
+LLAMA = DecoderConfig(
+    vocab_size=97,
+    width=80,  # rows that end within a block of lanes
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    hidden=136,
+    context=600,
+    has_qk_norm=False,
+)
+GPT2 = replace(
+    LLAMA,
+    num_kv_heads=6,
+    position="learned",
+    norm="layer",
+    is_gated=False,
+    activation="gelu-tanh",
+    has_qkv_bias=True,
+    has_output_bias=True,
+    has_feed_forward_bias=True,
+)
+SWITCHES = {
+    "llama": LLAMA,
+    "gpt2": GPT2,
+    "qwen3": replace(LLAMA, has_qk_norm=True, head_dim=64, num_heads=4, ties_embeddings=False),
+    "qwen2": replace(LLAMA, has_qkv_bias=True, width=64, hidden=64),
+    "one head of keys": replace(LLAMA, num_kv_heads=1, head_dim=20),
+    "caps": replace(LLAMA, attention_softcap=5.0, logit_softcap=3.0),
+    "no positions": replace(LLAMA, position="none", activation="relu2", is_gated=False),
+    "gelu": replace(LLAMA, activation="gelu", norm="layer"),
+    "relu": replace(LLAMA, activation="relu", norm_eps=1e-3),
+}
+
+
+def decoder_of(config: DecoderConfig, dtype: torch.dtype, bits: int | None = None) -> Decoder:
+    """Random weights large enough for distributions that are not flat; biases and norms are random, too."""
+    generator = torch.Generator().manual_seed(7)
+    decoder = Decoder(config).eval().requires_grad_(False)
+    for name, parameter in decoder.named_parameters():
+        draws = torch.randn(parameter.shape, generator=generator)
+        is_gain = "norm" in name and name.endswith("weight")
+        parameter.copy_(1 + 0.2 * draws if is_gain else draws * (2 / parameter.shape[-1] ** 0.5))
+    if bits:
+        assembly._quantise(decoder, bits, dtype)
+    return decoder.to(dtype)
+
+
+def in_torch(decoder: Decoder) -> Reader:
+    reader = Reader(decoder)
+    reader._one_row = None
+    return reader
+
+
+def read_on(reader: Reader, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """The logits after each of the tokens, which come one at a time after a prompt."""
+    slot = reader.cache.reserve(len(prompt))
+    reader.read([Part(slot, prompt)])
+    return torch.cat([reader.read([Part(slot, [token])])[0] for token in tokens])
+
+
+def furthest(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, in deviations of the logits."""
+    return float((found - expected).abs().max() / expected.std())
+
+
+@pytest.mark.parametrize("config", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_logits_are_those_of_torch_in_float32(config: DecoderConfig, bits: int | None) -> None:
+    decoder = decoder_of(config, torch.float32, bits)
+    reader = Reader(decoder)
+    assert isinstance(reader._one_row, OneRow)
+    tokens = [token * 31 % 97 for token in range(12)]
+    found, expected = (read_on(one, [5, 6, 7], tokens) for one in (reader, in_torch(decoder)))
+    assert furthest(found, expected) < 2e-5
+
+
+@pytest.mark.parametrize("config", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_in_bfloat16_they_are_nearer_to_float32_than_torchs(config: DecoderConfig, bits: int | None) -> None:
+    """The same weights, widened to float32, say what both should be."""
+    narrow, wide = (decoder_of(config, torch.bfloat16, bits) for _ in range(2))
+    wide.float()
+    tokens = [token * 31 % 97 for token in range(12)]
+    exact = read_on(in_torch(wide), [5, 6, 7], tokens)
+    found, theirs = (read_on(one, [5, 6, 7], tokens) for one in (Reader(narrow), in_torch(narrow)))
+    assert isinstance(Reader(narrow)._one_row, OneRow)
+    difference, torchs = (found - exact).square().mean(), (theirs - exact).square().mean()
+    assert 0 < difference < torchs
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_long_text_is_read_in_segments_from_a_cache_that_grows(kind: str) -> None:
+    """Positions past two segments of 256 keys, over growths of the cache, beside another text, after tokens that were
+    taken back."""
+    decoder = decoder_of(replace(LLAMA, has_qk_norm=True), getattr(torch, kind))
+    readers = Reader(decoder), in_torch(decoder)
+    prompt = [token * token % 97 for token in range(250)]
+    for reader in readers:
+        reader.read([Part(reader.cache.reserve(3), [1, 2, 3])])
+        reader.read([Part(reader.cache.reserve(250), prompt)])
+    found: list[list[torch.Tensor]] = [[], []]
+    for count in range(270):
+        for reader, logits in zip(readers, found, strict=True):
+            logits += reader.read([Part(1, [count % 97])])
+            if count % 50 == 0:
+                logits += reader.read([Part(0, [count % 89])])
+            if count == 100:
+                reader.cache.truncate(1, 300)
+    ours, theirs = (torch.cat(logits) for logits in found)
+    assert readers[0].cache.lengths == readers[1].cache.lengths == [9, 469]
+    assert furthest(ours, theirs) < (2e-5 if kind == "float32" else 0.1)
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk", "dynamic", "yarn", "llama3"])
+def test_scaled_positions(scaling: str) -> None:
+    about = {"kind": scaling, "factor": 4.0}
+    about |= {"original_context": 16} if scaling in ("dynamic", "yarn", "llama3") else {}
+    config = DecoderConfig.from_dict(LLAMA.to_dict() | {"rope_scaling": about})
+    decoder = decoder_of(config, torch.float32)
+    tokens = [token * 31 % 97 for token in range(40)]
+    found, expected = (read_on(one, [5, 6, 7], tokens) for one in (Reader(decoder), in_torch(decoder)))
+    assert furthest(found, expected) < 2e-5
+
+
+def test_sums_do_not_depend_on_how_many_threads_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, tokens = decoder_of(SWITCHES["qwen3"], torch.bfloat16), list(range(40))
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr("diptych.text.one_row.num_threads", lambda threads=threads: threads)
+        found.append(read_on(Reader(decoder), [5, 6, 7], tokens))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_texts_written_in_threads_of_the_program_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diptych.text.one_row.num_threads", lambda: 2)
+    decoders = [decoder_of(config, torch.float32) for config in (LLAMA, GPT2, SWITCHES["qwen3"])]
+    alone = [read_on(Reader(decoder), [1, 2], list(range(60))) for decoder in decoders]
+    found: dict[int, torch.Tensor] = {}
+
+    def write(place: int) -> None:
+        found[place] = read_on(Reader(decoders[place]), [1, 2], list(range(60)))
+
+    threads = [threading.Thread(target=write, args=(place,)) for place in range(len(decoders))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[place], logits) for place, logits in enumerate(alone))
+
+
+def test_a_row_has_no_tensor_but_the_decoders_own() -> None:
+    """What is changed in place is read changed; what is exchanged for another tensor is read by torch from then on."""
+    decoder = decoder_of(LLAMA, torch.float32)
+    reader, before = Reader(decoder), read_on(Reader(decoder), [5], [6])
+    down = decoder.blocks[0].feed_forward.down
+    down.weight.mul_(0.5)
+    after = read_on(reader, [5], [6])
+    assert not torch.equal(before, after)
+    assert furthest(after, read_on(in_torch(decoder), [5], [6])) < 2e-5
+    down.weight = torch.nn.Parameter(down.weight * 2, requires_grad=False)
+    assert reader._one_row is not None
+    assert not reader._one_row.is_current()
+    assert furthest(read_on(reader, [5], [6]), before) < 2e-5
+
+
+def test_an_adapter_is_seen_while_it_is_attached() -> None:
+    decoder = decoder_of(LLAMA, torch.float32)
+    adapter = Adapter.fresh(decoder, LoraSettings(rank=2))
+    for layer in adapter.layers.values():
+        torch.nn.init.normal_(layer.b, generator=torch.Generator().manual_seed(1))
+    reader, without = Reader(decoder), read_on(Reader(decoder), [5], [6])
+    adapter.attach(decoder)
+    attached = read_on(reader, [5], [6])
+    assert furthest(attached, read_on(in_torch(decoder), [5], [6])) == 0
+    adapter.detach()
+    assert torch.equal(read_on(reader, [5], [6]), without)
+    assert furthest(attached, without) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings"),
+    [
+        ({"windows": (0, 8)}, {}),
+        ({"experts": {"num_experts": 2, "top_k": 1, "hidden": 16}}, {}),
+        ({}, {"dtype": "int8"}),
+        ({}, {"sinks": 4}),
+    ],
+    ids=str,
+)
+def test_what_is_no_plain_transformer_over_a_plain_cache_is_left_to_torch(overrides: dict, settings: dict) -> None:
+    decoder = Decoder(DecoderConfig.from_dict(LLAMA.to_dict() | overrides)).eval()
+    assert Reader(decoder, settings=CacheSettings(**settings))._one_row is None
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16"])
+def test_so_are_other_numbers(kind: str) -> None:
+    assert Reader(decoder_of(LLAMA, getattr(torch, kind)))._one_row is None
+
+
+def test_so_are_weights_in_4_bits_and_compiled_blocks() -> None:
+    packed = decoder_of(replace(LLAMA, width=64, hidden=64), torch.bfloat16, 4)
+    assert isinstance(packed.embedding, QuantisedEmbedding)
+    assert Reader(packed)._one_row is None
+    decoder = decoder_of(LLAMA, torch.float32)
+    cache = Reader(decoder).cache
+    assert suits(decoder, cache)
+    decoder.blocks[0]._compiled_call_impl = decoder.blocks[0].forward  # as compile() leaves it
+    assert not suits(decoder, cache)
+
+
+def test_quill_writes_the_same_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Greedy, in float32: through the whole of `generate`, with its record."""
+    traces = []
+    for is_compiled in (True, False):
+        if not is_compiled:
+            monkeypatch.setattr("diptych.text.reader.suits", lambda *_: False)
+        quill = open_model("quill", device="cpu", dtype="float32")
+        result = quill.generate("Once upon a time", temperature=0, max_tokens=150).result()
+        path = tmp_path / f"{is_compiled}.trace"
+        result.trace.save(path)
+        traces.append((result.tokens, Trace.load(path).arrays["probability"]))
+    (ours, probability), (theirs, expected) = traces
+    assert ours == theirs
+    torch.testing.assert_close(probability, expected, rtol=1e-4, atol=1e-6)
