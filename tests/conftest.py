@@ -8,6 +8,7 @@ import torch
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Engine
 
+from diptych.core.machine_code import compiled, is_here
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
@@ -28,6 +29,13 @@ QWEN_PIECES = LLAMA_3_PIECES.replace("{1,3}", "")
 def _one_thread() -> None:
     """Tiny networks are slower on several threads, much slower where other work keeps the cores busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Before a test looks at standard error, where a line tells of compiling."""
+    if is_here():
+        compiled()
 
 
 @pytest.fixture(autouse=True)

@@ -96,6 +96,13 @@ def _read_int8s(builder: Any, address: Any) -> Any:
     return builder.sitofp(builder.sext(_read(builder, address, ir.VectorType(BYTE, LANES)), WORDS), VECTOR)
 
 
+def _each(builder: Any, address: Any) -> Any:
+    """The float32 at an address, LANES times."""
+    nothing = ir.Constant(VECTOR, ir.Undefined)
+    one = builder.insert_element(nothing, _read(builder, address, FLOAT), WORD(0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(WORDS, [0] * LANES))
+
+
 def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:
     """An intrinsic: what `step` adds up over a row, in one pass from its beginning to its end, for so memory is read
     fastest. It takes the addresses, and the count of numbers: a multiple of BLOCK, and not 0.
@@ -177,9 +184,7 @@ def _integer_pairs(builder: Any, total: Any, addresses: Any) -> Any:
         wide = builder.bitcast(builder.sext(bytes_, ir.VectorType(HALF, 32)), WORDS)
         other = _read(builder, builder.add(others, LONG(half * 64)), WORDS)
         found = builder.call(multiply, [found, wide, other])
-    nothing = ir.Constant(VECTOR, ir.Undefined)
-    one = builder.insert_element(nothing, _read(builder, worth, FLOAT), WORD(0))
-    each = builder.shuffle_vector(one, nothing, ir.Constant(WORDS, [0] * LANES))
+    each = _each(builder, worth)
     return builder.fadd(total, builder.fmul(builder.sitofp(found, VECTOR), each, CONTRACT), CONTRACT)
 
 
@@ -188,6 +193,80 @@ dot_bfloat = _row_product((2, 4), 4, _times_floats(_read_bfloats))
 dot_int8 = _row_product((1, 4), 4, _times_floats(_read_int8s))
 dot_bfloat_pairs = _row_product((2, 2, 2), 2, _bfloat_pairs)
 dot_int8_pairs = _row_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
+
+
+@intrinsic
+def dot_keys(context: Any, keys: Any, high: Any, low: Any, width: Any, scores: Any) -> Typed:
+    """The products of LANES keys in bfloat16, one after the other, with a query in two halves; `width` is a multiple of
+    BLOCK. Their sums are added up together: half as many vectors in each of four turns."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        keys, high, low, width, scores = values
+        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        stride = builder.mul(width, LONG(2))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        place, totals, grown = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(LANES)], []
+        place.add_incoming(LONG(0), start)
+        halves = [builder.add(half, place) for half in (high, low)]
+        for index, total in enumerate(totals):
+            total.add_incoming(ZEROS, start)
+            key = builder.add(builder.add(keys, place), builder.mul(stride, LONG(index)))
+            grown.append(_bfloat_pairs(builder, total, [key, *halves]))
+        following = builder.add(place, LONG(4 * LANES))
+        place.add_incoming(following, loop)
+        for total, more in zip(totals, grown, strict=True):
+            total.add_incoming(more, loop)
+        builder.cbranch(builder.icmp_signed("<", following, stride), loop, after)
+        builder.position_at_end(after)
+        even, odd = (ir.Constant(WORDS, list(range(first, 2 * LANES, 2))) for first in (0, 1))
+        while len(grown) > 1:
+            grown = [
+                builder.fadd(builder.shuffle_vector(*pair, even), builder.shuffle_vector(*pair, odd))
+                for pair in zip(grown[::2], grown[1::2], strict=True)
+            ]
+        builder.store(grown[0], builder.inttoptr(scores, VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(INT, INT, INT, INT, INT), code
+
+
+def _weighted_sum(read: Callable[..., Any], size: int) -> Any:
+    @intrinsic
+    def weighted_sum(context: Any, values: Any, stride: Any, odds: Any, count: Any, sums: Any) -> Typed:
+        """The sum of BLOCK numbers of `count` rows, `stride` bytes one after the other, each times its odds; `count` is
+        not 0."""
+
+        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            values, stride, odds, count, sums = given
+            start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            row, totals, grown = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(BLOCK // LANES)], []
+            row.add_incoming(LONG(0), start)
+            odd = _each(builder, builder.add(odds, builder.mul(row, LONG(4))))
+            here = builder.add(values, builder.mul(row, stride))
+            for index, total in enumerate(totals):
+                total.add_incoming(ZEROS, start)
+                value = read(builder, builder.add(here, LONG(index * LANES * size)))
+                grown.append(builder.fadd(total, builder.fmul(value, odd, CONTRACT), CONTRACT))
+            following = builder.add(row, LONG(1))
+            row.add_incoming(following, loop)
+            for total, more in zip(totals, grown, strict=True):
+                total.add_incoming(more, loop)
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            builder.position_at_end(after)
+            for index, total in enumerate(grown):
+                place = builder.inttoptr(builder.add(sums, LONG(4 * LANES * index)), VECTOR.as_pointer())
+                builder.store(total, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(INT, INT, INT, INT, INT), code
+
+    return weighted_sum
+
+
+weighted_bfloats, weighted_floats = _weighted_sum(_read_bfloats, 2), _weighted_sum(_read_floats, 4)
 
 
 @intrinsic

@@ -16,7 +16,22 @@ nothing here is imported.
 import numpy as np
 
 from diptych.core import row_plan as at
-from diptych.core.lanes import add_shared, bfloats, floats, int8s, ints, pause, read_shared, swap_shared, write_shared
+from diptych.core.lanes import (
+    BLOCK,
+    LANES,
+    PAIRS_BFLOATS,
+    add_shared,
+    dot_keys,
+    floats,
+    int8s,
+    ints,
+    pause,
+    read_shared,
+    swap_shared,
+    weighted_bfloats,
+    weighted_floats,
+    write_shared,
+)
 from diptych.core.row_math import (
     activate,
     dot,
@@ -33,7 +48,6 @@ from diptych.core.row_math import (
     size_of,
     tanh,
     turn,
-    widened,
 )
 
 SPINS = 1 << 14  # pauses that a thread waits for work before it sleeps, some 300 us
@@ -45,29 +59,18 @@ FEW = 8  # rows of a matrix that are worth a share
 
 @quick
 def add_values(sums: int, odds: int, values: int, count: int, width: int, form: int) -> None:
-    """sums += odds of keys times their values, four keys at a time."""
-    out, odd = floats(sums), floats(odds)
-    whole = count // 4 * 4
-    if form == at.BFLOAT:
-        value = bfloats(values)
-        for key in range(0, whole, 4):
-            a, b, c, d = odd[key], odd[key + 1], odd[key + 2], odd[key + 3]
-            first = key * width
-            for place in range(width):
-                here = first + place
-                out[place] += (
-                    a * widened(value[here])
-                    + b * widened(value[here + width])
-                    + c * widened(value[here + 2 * width])
-                    + d * widened(value[here + 3 * width])
-                )
-        for key in range(whole, count):
-            for place in range(width):
-                out[place] += odd[key] * widened(value[key * width + place])
-    else:
-        for key in range(count):
-            for place in range(width):
-                out[place] += odd[key] * floats(values)[key * width + place]
+    """sums = odds of keys times their values."""
+    out, odd, size, whole = floats(sums), floats(odds), size_of(form), width // BLOCK * BLOCK
+    for place in range(0, whole, BLOCK):
+        if form == at.BFLOAT:
+            weighted_bfloats(values + place * size, width * size, odds, count, sums + place * 4)
+        else:
+            weighted_floats(values + place * size, width * size, odds, count, sums + place * 4)
+    for place in range(whole, width):
+        out[place] = np.float32(0.0)
+    for key in range(count):
+        for place in range(whole, width):
+            out[place] += odd[key] * number(values, key * width + place, form)
 
 
 @exact
@@ -110,7 +113,12 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
             query = scores
         turn(query, mine, plan, scale)
         pack(mine, packed + one * width * 4, width, form, form)
-    for key in range(count):
+    whole = count // LANES * LANES if PAIRS_BFLOATS and form == at.BFLOAT and width % BLOCK == 0 else 0
+    for key in range(0, whole, LANES):
+        for one in range(group):
+            query, mine = packed + one * width * 4, scores + (one * at.SEGMENT + key) * 4
+            dot_keys(keys + (first + key) * width * 2, query, query + 2 * width, width, mine)
+    for key in range(whole, count):
         address = keys + (first + key) * width * size
         for one in range(group):
             query, mine = queries + one * width * 4, packed + one * width * 4
@@ -124,8 +132,6 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
         partial = about[at.PARTIAL] + ((head * group + one) * segments + segment) * (width + 2) * 4
         out = floats(partial)
         out[0], out[1] = weigh(scores + one * at.SEGMENT * 4, count)
-        for place in range(width):
-            out[place + 2] = np.float32(0.0)
         add_values(partial + 8, scores + one * at.SEGMENT * 4, values + first * width * size, count, width, form)
 
 
