@@ -116,14 +116,16 @@ class ImageModel:
             raise ValueError(f"'{directory}/config.json' must have one network of {', '.join(NETWORKS)}, not {kinds}")
         if config["panel"] != "image":
             raise ValueError(f"'{directory}' is not an image checkpoint")
-        encoder = TextEncoder(EncoderConfig.from_dict(config["encoder"]))
-        network = make_network(kinds[0], config[kinds[0]])
-        autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
+        with torch.device("meta"):  # what is mapped from the file needs no room made for it
+            encoder = TextEncoder(EncoderConfig.from_dict(config["encoder"]))
+            network = make_network(kinds[0], config[kinds[0]])
+            autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))
         whole = nn.ModuleDict({"encoder": encoder, kinds[0]: network, "autoencoder": autoencoder})
-        weights.load_into(whole, directory)
+        weights.adopt(whole, weights.iterate_tensors(directory), directory)
         whole.eval().requires_grad_(False).to(chosen_device)
+        encoder.float()
         network.to(dtype=chosen_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        autoencoder.to(dtype=torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         tokenizer = Tokenizer.load(FilePath(directory) / "tokenizer.json")
         model = cls(
             str(config["name"]),

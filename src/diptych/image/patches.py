@@ -42,15 +42,16 @@ def from_patches(rows: Tensor, height: int, width: int, patch: int, *, has_chann
 def sincos_table(side: int, width: int, spacing: float = 1.0) -> Tensor:
     """A vector for each place of a square: half of it from the column, half from the row (side, side, width), float32.
 
-    The sines and cosines of Vaswani et al. 2017 in each half, as in Peebles & Xie 2023.
+    The sines and cosines of Vaswani et al. 2017 in each half, as in Peebles & Xie 2023. They are worked out even where
+    a network is built without numbers, since no checkpoint has them.
 
     Args:
         width: a multiple of 4.
         spacing: distance from a place to the next.
     """
     quarter = width // 4
-    turns = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = (torch.arange(side, dtype=torch.float64) * spacing)[:, None] * turns
+    turns = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    angles = (torch.arange(side, dtype=torch.float64, device="cpu") * spacing)[:, None] * turns
     waves = torch.cat((angles.sin(), angles.cos()), dim=-1).float()  # (side, width / 2)
     columns, rows = waves[None].expand(side, -1, -1), waves[:, None].expand(-1, side, -1)
     return torch.cat((columns, rows), dim=-1)
