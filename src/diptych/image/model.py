@@ -15,6 +15,7 @@ from diptych.core import weights
 from diptych.core.adapters import Adapters
 from diptych.core.generation import Generation
 from diptych.core.lora import Adapter
+from diptych.core.mapped import recast
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
@@ -123,9 +124,9 @@ class ImageModel:
         whole = nn.ModuleDict({"encoder": encoder, kinds[0]: network, "autoencoder": autoencoder})
         weights.adopt(whole, weights.iterate_tensors(directory), directory)
         whole.eval().requires_grad_(False).to(chosen_device)
-        encoder.float()
-        network.to(dtype=chosen_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        autoencoder.to(dtype=torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        recast(encoder, dtype=torch.float32)
+        recast(network, dtype=chosen_dtype, channels_last=True).to(dtype=chosen_dtype)  # tables of places, too
+        recast(autoencoder, dtype=torch.float32, channels_last=True).float()  # shift and scale, too
         tokenizer = Tokenizer.load(FilePath(directory) / "tokenizer.json")
         model = cls(
             str(config["name"]),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core import weights
+from diptych.core.mapped import recast
 from diptych.core.spelling import unknown
 from diptych.interop.tensors import Place, check_fit
 
@@ -156,8 +157,7 @@ def open_part(
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     tensors = {**dict(part_tensors(directory, row, config, shapes, variant)), **given}
     weights.adopt(network, tensors.items(), directory)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
+    recast(network, dtype=dtype)
     return network.requires_grad_(False).eval().to(device)
 
 

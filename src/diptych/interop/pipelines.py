@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from diptych.core import weights
+from diptych.core.mapped import recast
 from diptych.core.precision import choose
 from diptych.core.spelling import unknown
 from diptych.image.clip import TextTower
@@ -141,7 +142,7 @@ def open_pipeline(directory: str | Path, *, device: str | None = None, dtype: st
     autoencoder = open_autoencoder(_part(directory, "vae"), device=chosen_device, dtype=torch.float32)
     prompter = _prompter(directory, row, entries, denoiser, place)
     for network in (denoiser, autoencoder):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        recast(network, channels_last=True)
     size = row.own_size or _sample_size(directory / row.denoiser)
     is_few = row.imitates_guidance and not denoiser.config.has_guidance  # type: ignore[union-attr]
     return ImageModel(
