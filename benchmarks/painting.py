@@ -58,9 +58,10 @@ def exactly(folder: str) -> Callable[[], torch.Tensor]:
 
 
 def diptych(folder: str) -> Callable[[], torch.Tensor]:
+    from diptych.core.mapped import recast
     from diptych.interop.denoisers import open_denoiser
 
-    model: Any = open_denoiser(folder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = recast(open_denoiser(folder), channels_last=True)  # as open_pipeline does
     x, step, context = inputs(torch.bfloat16)
     return lambda: model(x.contiguous(memory_format=torch.channels_last), step, context, None)
 
