@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.core.attention import Attention
 from diptych.core.checks import is_whole
+from diptych.core.crew import crew
 from diptych.core.few_queries import FEW
 from diptych.core.kernels import is_ours, onednn
 from diptych.text.cache import CacheSettings, KeyValueCache
@@ -69,6 +70,12 @@ class Reader:
         streaming = self.cache.streaming
         self.decoder, self.chunk = decoder, chunk if streaming is None else min(chunk, streaming.window)
         self._one_row = OneRow(decoder, self.cache) if suits(decoder, self.cache) else None
+
+    def prepare(self) -> None:
+        """Compile what one token at a time needs, if that was never done on this machine: it takes seconds, which is
+        better told before a text begins than in its middle."""
+        if self._one_row is not None:
+            crew()
 
     @torch.inference_mode()
     def read(self, parts: Sequence[Part]) -> list[Tensor]:

@@ -129,6 +129,8 @@ class TextRunner:
         limit = settings.max_tokens
         if not self._is_endless:
             limit = min(limit, context - count + 1)  # the last token drawn is never read
+        if limit > 1:
+            self._reader.prepare()
         prompt, slot = list(request.prompt_ids), self._reader.cache.reserve(count)
         return TextJob(request, slot, limit, Writer(settings.stop), prompt, frozenset(prompt), constraint)
 
