@@ -226,3 +226,13 @@ def test_a_folder_that_lacks_a_part_is_named(painters: Any, tmp_path: Path) -> N
             (tmp_path / part.name).symlink_to(part)
     with pytest.raises(ValueError, match="is not a whole pipeline: its folder vae is missing"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sd-2", "sdxl", "sd-3"])
+def test_the_denoising_loss_is_measured_whatever_the_network_wants_to_know(painters: Any, kind: str) -> None:
+    """As of the house's own: about 1 for a network that knows nothing, and the same digits again."""
+    model = opened(painters(kind)[1])
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 3, model.height, model.width), dtype=np.uint8)
+    first, again = (model.noise_loss(pictures, ["a red fox", "a dog", ""]) for _ in range(2))
+    assert first == again
+    assert 0.1 < first.overall.value < 10

@@ -57,10 +57,12 @@ def evaluate(
     """Measure a model on data that it did not learn from: bits per byte of text; pictures of held-out scenes and the
     denoising loss; what an autoencoder keeps; which caption belongs to which picture."""
     from diptych.interop.folder import is_published
+    from diptych.interop.pipelines import is_pipeline
     from diptych.models import find
 
     directory, config = find(model)
     kind = "text" if is_published(config) else str(config.get("panel") or config.get("kind"))
+    kind = "image" if is_pipeline(directory) else kind
     _check(model, kind, on, sheet, dtype)
     if (lengths or rope_scaling or cache) and (kind != "text" or on != PASSKEY):
         raise UsageError(f"--lengths, --rope-scaling and --cache are for a model that writes, --on {PASSKEY}")

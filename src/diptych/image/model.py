@@ -356,4 +356,5 @@ class ImageModel:
                 f"'{self.name}' paints {self.width} x {self.height} pixels; these pictures are {width} x {height}"
             )
         clean = latents_of(self.autoencoder, pictures, batch)
-        return denoising_loss(self.denoiser, clean, self.encode(captions), seed=seed, batch=batch)
+        told = self.encode(captions).told(self.numbers((self.height, self.width), self.habits.guidance_scale))
+        return denoising_loss(self.denoiser, clean, told, seed=seed, batch=batch)
