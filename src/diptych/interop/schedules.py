@@ -180,6 +180,8 @@ def _nodes(row: Row, entries: Mapping[str, Any], spacing: Any) -> str:
     ends_clean = entries.get("final_sigmas_type", "zero") == "zero"
     if row.counting == "ddim" and row.sampler != "ddpm":
         ends_clean = bool(entries.get("set_alpha_to_one"))
+    if row.sampler == "deis":  # which has no such setting, and ends where training did
+        ends_clean = False
     settings = [] if ends_clean else ["clean=false"]
     if entries.get("use_karras_sigmas"):
         rounded = row.counting == "multistep" and entries["beta_schedule"] != "squaredcos_cap_v2"
