@@ -120,14 +120,16 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", type=lambda name: Path(name).resolve(strict=True), default=ALL)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--folder", type=lambda name: Path(name).resolve(strict=True), help="keeps the runs")
+    parser.add_argument("--folder", type=lambda name: Path(name).resolve(), help="keeps the runs")
     options = parser.parse_args()
     print(
         "| recipe | plan, MiB | run | off | plan, s a step | run | plan, s a validation | run | plan, min | run | off |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as scratch:
-        for row in compare(options.recipes, options.folder or Path(scratch), options.steps, options.threads):
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for row in compare(options.recipes, folder, options.steps, options.threads):
             print(row, flush=True)
 
 
