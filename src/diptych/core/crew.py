@@ -58,8 +58,8 @@ class Crew:
 
     def _dismiss(self) -> None:
         self._memory[self._stopped] = 1
-        for wake, helper in zip(self._wake, self._helpers, strict=True):
-            wake.release()
+        for number, helper in enumerate(self._helpers):  # Ctrl-C may have come while the last one was hired
+            self._wake[number].release()
             helper.join()
 
 
