@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.image.conftest import make_tiny_model
 from torch import Tensor
 
 from diptych.image.guidance import Guidance
@@ -74,6 +75,37 @@ def test_guidance_scale_one_is_no_guidance_exactly(tiny: ImageModel) -> None:
     tiny.generate("a cat", steps=2, seed=1, guidance_scale=2, count=3).result()
     hook.remove()
     assert rows == [3, 3, 6, 6]
+
+
+@pytest.mark.parametrize("scale", [0, 3.5])
+def test_the_guidance_that_a_network_is_told_is_the_one_that_is_kept(scale: float) -> None:
+    """Also 0, which is a scale like any other; true guidance stands beside it, where there is any."""
+    model = make_tiny_model()
+    told: list[float | None] = []
+    model.imitates_guidance, model.numbers = True, lambda size, scale: told.append(scale) or ()
+    plain = model.generate("a cat", steps=1, seed=1, guidance_scale=scale).result().settings
+    guided = model.generate("a cat", steps=1, seed=1, guidance_scale=scale, true_guidance_scale=0).result().settings
+    assert plain["guidance_scale"] == guided["guidance_scale"] == scale
+    assert told == [scale] * 3  # with the prompt, and with the negative one where that is asked
+    assert "true_guidance_scale" not in plain
+    assert guided["true_guidance_scale"] == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "kept"),
+    [
+        ("rescale", 0.5, 0.5),
+        ("interval", (0.3, None), [0.3, None]),
+        ("threshold", 0.9, 0.9),
+        ("parallel", 0.0, 0.0),
+        ("limit", 2.0, 2.0),
+        ("momentum", -0.5, -0.5),
+    ],
+)
+def test_what_is_unusual_about_guidance_is_kept(tiny: ImageModel, setting: str, value: Any, kept: Any) -> None:
+    usual = tiny.generate("a cat", steps=1, seed=1).result().settings
+    found = tiny.generate("a cat", steps=1, seed=1, **{f"guidance_{setting}": value}).result().settings
+    assert found == usual | {f"guidance_{setting}": kept}
 
 
 def test_guidance_and_negative_prompt_follow_their_equation(tiny: ImageModel) -> None:

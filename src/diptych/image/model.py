@@ -31,7 +31,7 @@ from diptych.image.path import Path, path_named
 from diptych.image.photo import to_pixels
 from diptych.image.prompts import OwnPrompter, Prompter
 from diptych.image.record import ImageResult, ImageStep
-from diptych.image.runner import ImageRequest, ImageRunner, Kit
+from diptych.image.runner import ImageRequest, ImageRunner, Kit, Numbers
 from diptych.image.start import Start
 from diptych.image.validation import DenoisingLoss, denoising_loss, latents_of
 
@@ -77,7 +77,7 @@ class ImageModel:
         size: int | tuple[int, int],
         prediction: str = "noise",
         habits: Habits | None = None,
-        numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: (),
+        numbers: Numbers = lambda size, scale: (),
         imitates_guidance: bool = False,
         starts_whole: bool = False,
     ) -> None:
@@ -328,7 +328,7 @@ class ImageModel:
             to_prompt=to_prompt,
             to_seed=to_seed,
             share=share,
-            told_scale=Guidance(scale).scale if self.imitates_guidance else 0.0,
+            told_scale=Guidance(scale).scale if self.imitates_guidance else None,
             first_sample=first_sample,
             words=words,
         )

@@ -6,7 +6,7 @@ numbers of pictures: what is guided takes two rows a picture, what is not takes 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -30,6 +30,8 @@ from diptych.image.words import Watch, Word, watching
 
 MAX_STEPS, MAX_COUNT, MAX_SIDE = 1000, 64, 8192
 
+Numbers = Callable[[tuple[int, int], float | None], Sequence[float]]
+
 
 @dataclass(frozen=True)
 class ImageRequest:
@@ -51,7 +53,7 @@ class ImageRequest:
         mask: (1 or count, 1, H, W), 0..1: 1 where there is to be painted, 0 where `picture` stays as it is.
         turns: seeds and shares; the static is turned towards each seed in their order, by its share of an arc.
         to_prompt, to_seed, share: `share` of the way along an arc to this other prompt, this other seed.
-        told_scale: the guidance that a network is told which imitates it; others are not told.
+        told_scale: the guidance that a network is told which imitates it; None is the usual one.
         words: keep which part of the picture each word was looked at from.
     """
 
@@ -73,7 +75,7 @@ class ImageRequest:
     to_prompt: str | None = None
     to_seed: int | None = None
     share: float = 0.0
-    told_scale: float = 0.0
+    told_scale: float | None = None
     first_sample: int = 0
     words: bool = False
 
@@ -120,8 +122,7 @@ class ImageJob:
     request: ImageRequest
     sampler: Sampler
     route: list[Node]
-    noise: Tensor  # (count, C, h, w): what it starts from
-    x: Tensor
+    x: Tensor  # (count, C, h, w)
     prompt: Condition
     negative: Condition | None  # None where nothing is guided
     start: Tensor | None = None  # (1 or count, C, h, w): the picture to begin from
@@ -152,7 +153,8 @@ class Kit:
         decode: latents (B, C, h, w) -> pictures (B, 3, H, W), -1..1; compress: the other way.
         channels: of latents; size: (h, w) of the model's own; downsampling: pixels for one of theirs, along a side.
         multiple: what h and w must be multiples of.
-        numbers: (height, width) in pixels and the scale that is told -> what the network wants to know of them.
+        numbers: (height, width) in pixels and the scale that is told, None for the usual one -> what the network wants
+            to know of them.
         starts_whole: generation starts from noise of unit variance, as if there were no signal at the first node; the
             noise there is a little weaker.
         words: of a prompt, and where they stand in its condition.
@@ -170,7 +172,7 @@ class Kit:
     size: tuple[int, int]
     downsampling: int
     multiple: int = 1
-    numbers: Callable[[tuple[int, int], float], Sequence[float]] = lambda size, scale: ()
+    numbers: Numbers = lambda size, scale: ()
     starts_whole: bool = False
     words: Callable[[str], list[Word]] = lambda prompt: []
     weaker: "Kit | None" = None
@@ -231,7 +233,7 @@ class ImageRunner:
         # Between two prompts the words of the nearer one are watched.
         nearer = request.to_prompt if request.to_prompt is not None and request.share > 0.5 else request.prompt
         watch = Watch(kit.words(nearer)) if request.words else None
-        job = ImageJob(request, sampler, route, noise, x, prompt, negative, watch=watch)
+        job = ImageJob(request, sampler, route, x, prompt, negative, watch=watch)
         if request.picture is not None:
             self._begin_from(request.picture, job)
         return job
@@ -323,7 +325,7 @@ class ImageRunner:
             "sampler": request.sampler,
             "nodes": request.nodes or job.sampler.nodes,
             "steps": steps_of(request.nodes or job.sampler.nodes, request.steps),
-            "guidance_scale": request.told_scale or request.guidance.scale,
+            "guidance_scale": request.guidance.scale if request.told_scale is None else request.told_scale,
             "height": images[0].height,
             "width": images[0].width,
             **_unusual(request),
@@ -372,12 +374,11 @@ def _estimates(denoiser: Denoiser, rows: Sequence[tuple[ImageJob, Condition, Wat
 def _unusual(request: ImageRequest) -> dict[str, Any]:
     """The settings that most requests leave as they are, where this one does not."""
     found: dict[str, Any] = {}
-    usual = Guidance()
-    for name in ("rescale", "interval", "threshold", "parallel", "limit", "momentum"):
-        if getattr(request.guidance, name) != getattr(usual, name):
-            value = getattr(request.guidance, name)
-            found[f"guidance_{name}"] = _in_json(value)
-    if request.told_scale and request.guidance.ever:
+    for one in fields(Guidance):
+        value = getattr(request.guidance, one.name)
+        if one.name != "scale" and value != one.default:
+            found[f"guidance_{one.name}"] = _in_json(value)
+    if request.told_scale is not None and request.guidance.ever:
         found["true_guidance_scale"] = request.guidance.scale
     if request.picture is not None:
         found |= {"picture": True, "strength": request.strength}

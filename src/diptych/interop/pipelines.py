@@ -9,7 +9,7 @@
 Weights stay mapped from their files until they are used: a text encoder that a prompt does not need takes no memory.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from diptych.image.model import Habits, ImageModel
 from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
 from diptych.image.published_prompts import PublishedPrompter, T5Reader, TowerReader
+from diptych.image.runner import Numbers
 from diptych.image.t5 import T5Encoder
 from diptych.interop.autoencoders import open_autoencoder
 from diptych.interop.denoisers import open_denoiser
@@ -223,9 +224,9 @@ def _path(schedule: Schedule, denoiser: nn.Module) -> Callable[[tuple[int, int]]
     return lambda size: path.for_tokens((size[0] // side) * (size[1] // side))
 
 
-def _numbers(row: Pipeline, denoiser: nn.Module) -> Callable[[tuple[int, int], float], Sequence[float]]:
+def _numbers(row: Pipeline, denoiser: nn.Module) -> Numbers:
     if row.tells_sizes:  # before cropping, where it was cropped, and now (Podell et al. 2023, sec. 2.2)
         return lambda size, scale: (*size, 0, 0, *size)
     if row.imitates_guidance and denoiser.config.has_guidance:  # type: ignore[union-attr]
-        return lambda size, scale: (scale,)
+        return lambda size, scale: (row.guidance_scale if scale is None else scale,)
     return lambda size, scale: ()
