@@ -27,6 +27,10 @@ def test_a_saved_model_paints_the_same(tiny: ImageModel, tmp_path: Path) -> None
     assert (tmp_path / "model" / "README.md").read_text() == "card"
 
 
+def test_a_named_path_is_made_once(tiny: ImageModel) -> None:
+    assert tiny.path_of((8, 8)) is tiny.path_of((4, 6)) is tiny.path
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -86,15 +86,14 @@ class ImageModel:
         self.habits, self.numbers, self.imitates_guidance = habits or Habits(), numbers, imitates_guidance
         self.starts_whole = starts_whole
         self.adapters = Adapters(nn.ModuleDict(self.parts), casts=True)
-        named = path_named(path) if isinstance(path, str) else None
-        self.path_of: Callable[[tuple[int, int]], Path] = path if callable(path) else lambda size: path_named(path)
+        self.path_of = _always(path_named(path)) if isinstance(path, str) else path
         self.multiple: int = network.multiple  # type: ignore[assignment]  # of latents' sides
         settings: Any = network.config
         channels, latent = int(settings.channels), autoencoder.config
         if channels != latent.latent_channels:
             raise ValueError(f"the network has {channels} channels, the autoencoder {latent.latent_channels}")
         self.latent_shape = (channels, self.height // latent.downsampling, self.width // latent.downsampling)
-        self.path = named or self.path_of(self.latent_shape[1:])
+        self.path = self.path_of(self.latent_shape[1:])
         self.denoiser = Denoiser(network, prediction, self.path)
 
     @classmethod
@@ -358,3 +357,8 @@ class ImageModel:
         clean = latents_of(self.autoencoder, pictures, batch)
         told = self.encode(captions).told(self.numbers((self.height, self.width), self.habits.guidance_scale))
         return denoising_loss(self.denoiser, clean, told, seed=seed, batch=batch)
+
+
+def _always(path: Path) -> Callable[[tuple[int, int]], Path]:
+    """The same path whatever the size of the latents."""
+    return lambda size: path

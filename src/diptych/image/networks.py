@@ -5,7 +5,7 @@ in which it is told the noise level, `multiple` is what the sides of a latent mu
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -13,16 +13,6 @@ from diptych.core.spelling import unknown
 from diptych.image.dit import DiT, DiTConfig
 from diptych.image.mmdit import MMDiT, MMDiTConfig
 from diptych.image.unet import UNet, UNetConfig
-
-
-class NetworkConfig(Protocol):
-    """What every network's settings can do."""
-
-    @property
-    def multiple(self) -> int: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
-
 
 NETWORKS: dict[str, tuple[Any, type[nn.Module]]] = {
     "unet": (UNetConfig, UNet),
