@@ -132,3 +132,15 @@ def shown_size(picture: Image.Image) -> tuple[int, int]:
 def shown(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     shown = picture.convert("RGB")
     return shown if shown.size == size else shown.resize(size, Image.Resampling.NEAREST)
+
+
+def wrapped(text: str, font: Any, width: float) -> list[str]:
+    """Lines that are no wider, cut at spaces."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.core.spelling import unknown
-from diptych.image.film import BACKGROUND, FAINT, FONT, GAP, INK, MARGIN, shown, shown_size
+from diptych.image.film import BACKGROUND, FAINT, FONT, GAP, INK, MARGIN, shown, shown_size, wrapped
 from diptych.image.model import ImageModel
 
 # What is no single value, or would make several pictures of one.
@@ -130,18 +130,6 @@ def sheet(
             x = MARGIN + margin + place * (width + GAP) + (width - size[0]) // 2
             whole.paste(shown(picture, size), (x, y + (height - size[1]) // 2))
     return whole
-
-
-def wrapped(text: str, font: Any, width: float) -> list[str]:
-    """Lines that are no wider, cut at spaces."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines or [""]
 
 
 def _said(value: Any) -> str:

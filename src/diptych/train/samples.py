@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.core.files import atomic_file, write_atomically
-from diptych.image.film import BACKGROUND, FAINT, INK
+from diptych.image.film import BACKGROUND, FAINT, INK, wrapped
 from diptych.train.history import Line, read_metrics, samples
 
 SHEET, PAGE, PROMPTS = "sheet.png", "page.md", "prompts.json"
@@ -87,7 +87,7 @@ def contact_sheet(directory: Path) -> Image.Image | None:
     width = max(1, min(room, max(largest[0], TILE)))
     height = max(1, round(width * largest[1] / largest[0]))
     font = ImageFont.load_default(size=FONT)
-    heading = [_wrapped(prompt, font, width, 4) for prompt in prompts]
+    heading = [_heading(prompt, font, width, 4) for prompt in prompts]
     top = MARGIN + max((len(lines) for lines in heading), default=0) * (FONT + 4) + (8 if heading else 0)
     left = MARGIN + GUTTER
     size = (left + columns * (width + GAP) - GAP + MARGIN, top + len(rows) * (height + GAP) - GAP + MARGIN)
@@ -188,15 +188,9 @@ def _loss_at(lines: list[Line], step: int) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _wrapped(words: str, font: Any, width: int, most: int) -> list[str]:
+def _heading(prompt: str, font: Any, width: int, most: int) -> list[str]:
     """Lines no wider than `width` pixels; what does not fit into `most` of them ends in "…"."""
-    lines: list[str] = []
-    for word in words.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    lines = wrapped(prompt, font, width)
     if len(lines) > most:
         lines = [*lines[: most - 1], f"{lines[most - 1]} …"]
     return [_cut(line, font, width) for line in lines]
