@@ -40,7 +40,7 @@ def test_an_id_is_fetched_without_code_or_pickles_and_opened(published, monkeypa
 
 def test_of_a_painter_the_folders_of_its_parts_are_fetched(tmp_path, monkeypatch):
     """Its index is looked for first, and alone: what lies beside it may be whole models in one file."""
-    (tmp_path / hub.PAINTER).write_text("{}")
+    (tmp_path / "model_index.json").write_text("{}")
     asked = []
 
     def snapshot(id, **settings):

@@ -1,6 +1,8 @@
 """Models that transformers wrote compute here what they compute there, and the other way round."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,6 +17,23 @@ TEXTS = [
     " two  spaces\n\n\ttab \r\n e\u0301 é ﬁ ½",
     "👩‍👩‍👧‍👦 🦊 中文 العربية हिन्दी ไทย \x00\u2028\u3000",
 ]
+
+
+def imported_by_opening(*directories):
+    """The modules that a fresh process has after it has opened these models."""
+    opening = "import json, sys, diptych; [diptych.load(name, 'cpu') for name in sys.argv[1:]]"
+    words = [sys.executable, "-c", f"{opening}; print(json.dumps(list(sys.modules)))", *map(str, directories)]
+    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def test_opening_a_model_imports_nothing_of_the_other_panel(published, tiny_quill, tiny_brush):
+    """Of the house, or published: neither panel's users wait for the other, nor for Pillow where nothing is painted."""
+    text = imported_by_opening(tiny_quill, published("llama-3"))
+    assert "diptych.text.model" in text
+    assert not [name for name in text if name.startswith(("diptych.image", "PIL"))]
+    image = imported_by_opening(tiny_brush)
+    assert "diptych.image.model" in image
+    assert not [name for name in image if name.startswith("diptych.text")]
 
 
 def there(directory):

@@ -56,8 +56,7 @@ def evaluate(
 ) -> None:
     """Measure a model on data that it did not learn from: bits per byte of text; pictures of held-out scenes and the
     denoising loss; what an autoencoder keeps; which caption belongs to which picture."""
-    from diptych.interop.folder import is_published
-    from diptych.interop.pipelines import is_pipeline
+    from diptych.interop.published import is_pipeline, is_published
     from diptych.models import find
 
     directory, config = find(model)

@@ -52,7 +52,8 @@ def import_(
 ) -> None:
     """Make a checkpoint of this project from a published one (docs/open-models.md says which)."""
     _check_new(out)
-    from diptych.interop.folder import bring_in, is_published
+    from diptych.interop.folder import bring_in
+    from diptych.interop.published import is_published
     from diptych.models import find
 
     directory, config = find(model)
@@ -96,7 +97,7 @@ def merge(
 
     from diptych.core.weights import stored_dtype
     from diptych.interop.folder import card_of
-    from diptych.interop.pipelines import is_pipeline
+    from diptych.interop.published import is_pipeline
     from diptych.models import find
 
     directory, config = find(model)

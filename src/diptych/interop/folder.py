@@ -21,11 +21,6 @@ from diptych.text.chat_template import FILE as TEMPLATE
 from diptych.text.model import TextModel
 
 
-def is_published(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one of Hugging Face's kind, not ours."""
-    return "panel" not in config and ("architectures" in config or "model_type" in config)
-
-
 def open_folder(
     directory: str | Path, *, device: str | None = None, dtype: str | None = None, bits: int | None = None
 ) -> TextModel:

@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+from diptych.interop.published import INDEX
+
 # Weights, settings, vocabularies and templates; no code, no pickles, no second copy of the weights in another form.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt"]
 UNWANTED = ["*/*", "consolidated*"]
 # Of a painter, which has its parts in folders: no checker, no halves beside the whole, nothing for other engines.
-PAINTER = "model_index.json"
-OF_PAINTERS = [PAINTER, *(f"*/*.{ending}" for ending in ("safetensors", "json", "txt", "model"))]
+OF_PAINTERS = [INDEX, *(f"*/*.{ending}" for ending in ("safetensors", "json", "txt", "model"))]
 NOT_OF_PAINTERS = ["safety_checker/*", "*.fp16.*", "*.non_ema*", "*flax*", "*onnx*", "*openvino*", "*/*/*"]
 
 
@@ -27,7 +28,7 @@ def fetch(id: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        if (Path(snapshot_download(id, allow_patterns=[PAINTER])) / PAINTER).is_file():
+        if (Path(snapshot_download(id, allow_patterns=[INDEX])) / INDEX).is_file():
             return Path(snapshot_download(id, allow_patterns=OF_PAINTERS, ignore_patterns=NOT_OF_PAINTERS))
         return Path(snapshot_download(id, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except GatedRepoError as error:

@@ -32,9 +32,8 @@ from diptych.interop.autoencoders import open_autoencoder
 from diptych.interop.denoisers import open_denoiser
 from diptych.interop.encoders import open_encoder
 from diptych.interop.prompts import open_tokenizer
+from diptych.interop.published import INDEX
 from diptych.interop.schedules import Schedule, schedule_of
-
-INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,6 @@ PIPELINES = {
     for use in ("", "Img2Img", "Inpaint")
 }
 FEW_STEPS = 4  # of a Flux that was distilled to need no guidance
-
-
-def is_pipeline(directory: str | Path) -> bool:
-    return (Path(directory) / INDEX).is_file()
 
 
 def open_pipeline(directory: str | Path, *, device: str | None = None, dtype: str | None = None) -> ImageModel:

@@ -25,7 +25,7 @@ def find(name: str) -> tuple[Path, dict[str, Any]]:
     from diptych.core.spelling import unknown
     from diptych.core.weights import read_config, read_object
     from diptych.interop.hub import fetch, is_id
-    from diptych.interop.pipelines import INDEX, is_pipeline
+    from diptych.interop.published import INDEX, is_pipeline
 
     directory = bundled().get(name, Path(name))
     if directory.is_file():
@@ -61,22 +61,25 @@ def open_model(
     name: str, *, device: str | None = None, dtype: str | None = None, bits: int | None = None, compile: bool = False
 ) -> "TextModel | ImageModel":
     """Load a model of either panel; see `diptych.load`."""
-    from diptych.interop.pipelines import is_pipeline, open_pipeline
+    from diptych.interop.published import is_pipeline, is_published
 
     directory, config = find(name)
     if config.get("panel") == "image" or is_pipeline(directory):
         if bits is not None or compile:
             raise ValueError(f"bits and compile are for models that write; '{name}' paints")
+        if is_pipeline(directory):
+            from diptych.interop.pipelines import open_pipeline
+
+            return open_pipeline(directory, device=device, dtype=dtype)
         from diptych.image.model import ImageModel
 
-        open_image = open_pipeline if is_pipeline(directory) else ImageModel.load
-        return open_image(directory, device=device, dtype=dtype)
+        return ImageModel.load(directory, device=device, dtype=dtype)
     if config.get("panel") == "judge":
         raise ValueError(
             f"'{name}' neither writes nor paints: it reads off a picture what is on it, and works inside "
             "`diptych evaluate MODEL --on scenes`"
         )
-    from diptych.interop.folder import is_published, open_folder
+    from diptych.interop.folder import open_folder
     from diptych.text.model import TextModel
 
     if config.get("panel") != "text" and not is_published(config):

@@ -8,7 +8,7 @@ from torch import nn
 
 from diptych.core import weights
 from diptych.core.tokenizer import Tokenizer
-from diptych.interop.folder import is_published
+from diptych.interop.published import is_published
 from diptych.models import find
 from diptych.train.recipe import Recipe
 
