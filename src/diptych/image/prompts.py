@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.condition import Condition
 from diptych.image.encoders import TextEncoder, as_read, encode_prompts
-from diptych.image.weighting import pieces, plain, weighted
+from diptych.image.weighting import Piece, joined, pieces, plain, weighted
 from diptych.image.words import Word, words_in
 
 
@@ -45,8 +45,9 @@ class OwnPrompter:
 
     def __call__(self, prompts: Sequence[str], *, is_negative: bool = False, cuts: bool = False) -> Condition:
         """See `Prompter`; "" is what caption dropout trained, negative or not. Weights in brackets are obeyed."""
-        context, mask = self.encode([plain(prompt) for prompt in prompts], cuts=cuts)
-        weights = [self._weights(prompt, context.shape[1]) for prompt in prompts]
+        found = [pieces(prompt) for prompt in prompts]
+        context, mask = self.encode([joined(one) for one in found], cuts=cuts)
+        weights = [self._weights(one, context.shape[1]) for one in found]
         if any(weight != 1 for row in weights for weight in row):
             context = weighted(context, self.encode([""])[0], weights)
         return Condition(context, mask)
@@ -63,11 +64,14 @@ class OwnPrompter:
         tokens, mask = tokens.to(device), mask.to(device)
         return self.encoder(tokens, mask), mask
 
-    def _weights(self, prompt: str, length: int) -> list[float]:
+    def _weights(self, found: Sequence[Piece], length: int) -> list[float]:
         """Of each token: that of the piece of the prompt in which it ends."""
-        found = pieces(prompt.strip().lower())
-        borders = list(accumulate(len(piece.text.encode()) for piece in found))
-        ids = self.tokenizer.encode("".join(piece.text for piece in found))
+        if all(piece.weight == 1 for piece in found):
+            return [1.0] * length
+        text = joined(found)
+        unread = len(text.encode()) - len(text.lstrip().encode())  # at its start, see `as_read`
+        borders = [border - unread for border in accumulate(len(piece.text.lower().encode()) for piece in found)]
+        ids = self.tokenizer.encode(as_read(text, self.tokenizer))
         ends = accumulate(len(self.tokenizer.token_bytes(id)) for id in ids)
         begin = [1.0] * (len(self.tokenizer.bordered([])) - 1)
         weights = [found[min(bisect_left(borders, end), len(found) - 1)].weight for end in ends]

@@ -39,7 +39,12 @@ def pieces(prompt: str) -> list[Piece]:
 
 def plain(prompt: str) -> str:
     """The prompt without its weights."""
-    return "".join(piece.text for piece in pieces(prompt))
+    return joined(pieces(prompt))
+
+
+def joined(found: Sequence[Piece]) -> str:
+    """The text of pieces in their order."""
+    return "".join(piece.text for piece in found)
 
 
 def _parsed(prompt: str, weight: float) -> list[Piece]:
