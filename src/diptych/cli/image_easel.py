@@ -65,9 +65,9 @@ class Easel:
             self.wanted |= {"height": wide.height, "width": wide.width}
             opened |= {"picture": wide, "mask": mask}
         if "picture" in opened and self.wanted.get("strength") is None:
-            from diptych.image.start import STRENGTH
+            from diptych.image.start import usual_strength
 
-            self.wanted["strength"] = 1.0 if "mask" in opened else STRENGTH
+            self.wanted["strength"] = usual_strength(has_mask="mask" in opened)
         return opened
 
     def _settings(self, changes: dict[str, Any]) -> dict[str, Any]:

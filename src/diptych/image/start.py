@@ -20,6 +20,11 @@ STRENGTH = 0.6  # of painting over a picture, where nothing is said
 ALIKE = 1.05  # ratio of two aspects, up to which a mask belongs to a picture
 
 
+def usual_strength(*, has_mask: bool) -> float:
+    """What a mask opens is painted from static, a whole picture is painted over."""
+    return 1.0 if has_mask else STRENGTH
+
+
 @dataclass(frozen=True)
 class Start:
     """Args:
@@ -34,8 +39,8 @@ class Start:
 
     @property
     def strength(self) -> float:
-        """Where nothing is said: what a mask opens is painted from static, a whole picture is painted over."""
-        return STRENGTH if self.pixels is not None and self.mask is None else 1.0
+        """Where nothing is said; all of it where there is no picture."""
+        return 1.0 if self.pixels is None else usual_strength(has_mask=self.mask is not None)
 
     @classmethod
     def of(
