@@ -1,13 +1,18 @@
 """`diptych image` with several pictures in one: films between prompts and seeds, grids, variations."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
 
+from diptych.image.autoencoder import Encoder
+from diptych.image.encoders import TextEncoder
 from diptych.image.photo import read_facts
+from diptych.image.unet import UNet
 
 
 def pixels(path):
@@ -87,6 +92,47 @@ def test_a_grid_has_a_picture_for_each_pair_and_is_made_again(paint, again):
     again("grid.png", "twice.png")
     assert np.array_equal(pixels("grid.png"), pixels("twice.png"))
     assert read_facts("grid.png") == read_facts("twice.png")
+
+
+@pytest.fixture
+def calls():
+    """How often each network was called since: the prompts', the pictures' and the one that predicts."""
+    counted = Counter({TextEncoder: 0, Encoder: 0, UNet: 0})
+    hook = register_module_forward_hook(lambda network, *_: counted.update({type(network)} & counted.keys()))
+    yield counted
+    hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("words", "pictures"),
+    [
+        (["--grid", "guidance_scale=2,4", "--grid", "negative_prompt=a dog|a beach"], 4),
+        (["--to-seed", "2", "--frames", "3"], 3),
+        (["--variations", "3"], 3),
+        ([], 1),
+    ],
+)
+def test_what_is_checked_first_is_painted_and_nothing_is_encoded_twice(paint, calls, words, pictures):
+    """A prompt and a negative one for each picture, what it begins from once, and its two steps."""
+    Image.new("RGB", (32, 32), "orange").save("photo.png")
+    distance = ["--distance", 1] if "--variations" in words else ["--strength", 1]
+    run = paint("--seed", 1, "--steps", 2, "--from", "photo.png", *words, *distance)
+    assert run.status == 0, run.err
+    assert calls == {TextEncoder: 2 * pictures, Encoder: pictures, UNet: 2 * pictures}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--grid", "negative_prompt=a dog|" + "cat " * 50],
+        ["--grid", "steps=1,2", "--grid", "guidance_scale=2,-1"],
+        ["--to-prompt", "cat " * 50, "--frames", "3"],
+    ],
+)
+def test_what_cannot_be_painted_is_refused_before_the_first_picture(paint, calls, words):
+    run = paint("--seed", 1, "--steps", 2, *words)
+    assert (run.status, run.out) == (2, "")
+    assert calls[UNet] == 0
 
 
 def is_inside(part, whole):

@@ -108,23 +108,29 @@ class Easel:
             images.append(result.image)
         return Painted(images, facts, result)
 
-    def check(self, changes: list[dict[str, Any]]) -> None:
-        """Raises: UsageError for settings that cannot be painted."""
-        for change in changes:
-            self.begin(**change)
-
     def paint_each(
-        self, changes: list[dict[str, Any]], names: list[str], watch: Watch
+        self, changes: list[dict[str, Any]], names: list[str], watch: Watch, *, ends_tell: bool = False
     ) -> "tuple[list[Image.Image], list[dict[str, Any]]]":
         """Pictures that differ in some settings, one after the other, and how each was made. Nothing else of them is
-        kept, since there may be many."""
-        images, facts = [], []
-        for change, name in zip(changes, names, strict=True):
+        kept, since there may be many.
+
+        What is checked before the first is painted is what is painted, so that no prompt or picture is encoded twice.
+
+        Args:
+            ends_tell: if the first and the last can be painted, so can all between; these begin when it is their turn.
+
+        Raises:
+            UsageError: settings of which some cannot be painted; none is painted then.
+        """
+        images, facts, last = [], [], len(changes) - 1
+        begun = {place: self.begin(**changes[place]) for place in ({0, last} if ends_tell else range(len(changes)))}
+        for place, (change, name) in enumerate(zip(changes, names, strict=True)):
 
             def told(one: "Generation[ImageStep, ImageResult]", which: str, name: str = name) -> None:
                 watch(one, f"{name} {which}".strip())
 
-            painted = self.paint(self.begin(**change), told, **change)
+            first = begun.pop(place) if place in begun else self.begin(**change)
+            painted = self.paint(first, told, **change)
             images += painted.images
             facts += painted.facts
         return images, facts

@@ -44,8 +44,8 @@ def paint_frames(easel: "Easel", out: Path | None, watch: "Watch") -> tuple[list
 
     frames, per_second = easel.wanted["frames"]["count"], easel.wanted["frames"]["per_second"]
     changes = [{"share": number / (frames - 1)} for number in range(frames)]
-    easel.check([changes[0], changes[-1]])
-    images, facts = easel.paint_each(changes, [f"frame {number + 1} of {frames}" for number in range(frames)], watch)
+    names = [f"frame {number + 1} of {frames}" for number in range(frames)]
+    images, facts = easel.paint_each(changes, names, watch, ends_tell=True)
     whole = easel.whole_facts(facts[0], "frames")
     path = out or Path(f"{frame.unused(stem(facts[0]), '.webp')}.webp")
     said = f"{frames} frames, {images[0].width} x {images[0].height}, {per_second:g} a second, seed {whole['seed']}"

@@ -32,7 +32,6 @@ def paint_grid(easel: "Easel", out: Path | None, watch: "Watch") -> tuple[list[P
     rows: list[dict[str, Any]] = [{down.name: value} for value in down.values] or [{}]
     changes = [{across.name: value} | row for row in rows for value in across.values]
     names = [f"picture {number + 1} of {len(changes)}" for number in range(len(changes))]
-    easel.check(changes)
     images, each = easel.paint_each(changes, names, watch)
     width = len(across.values)
     cells = [images[place : place + width] for place in range(0, len(images), width)]

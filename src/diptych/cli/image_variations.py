@@ -53,6 +53,5 @@ def paint_variations(easel: "Easel", out: Path | None, watch: "Watch") -> tuple[
     """
     changes = changes_of(easel.wanted)
     names = [f"variation {number + 1} of {len(changes)}" for number in range(len(changes))]
-    easel.check([changes[0], changes[-1]])
-    images, facts = easel.paint_each(changes, names, watch)
+    images, facts = easel.paint_each(changes, names, watch, ends_tell=True)
     return save(images, facts, out), facts[0], described(images[0], facts[0], len(images))
