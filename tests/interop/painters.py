@@ -1,6 +1,5 @@
 """Tiny painters with random weights, written by diffusers itself: one of each published kind, whole."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer as Engine
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tests.interop.vocabularies import t5_pieces, write_clip_words
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -48,32 +46,11 @@ TRAINED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 
 
 
 def clip_words(folder: Path, pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A vocabulary like CLIP's: bytes, bytes at the end of a word, merges."""
-    engine = Engine(models.BPE(end_of_word_suffix="</w>"))
-    engine.normalizer = normalizers.Lowercase()
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=560, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    engine.train_from_iterator(TEXTS, trainer)
-    merges = json.loads(engine.to_str())["model"]["merges"]
-    names = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    names = list(dict.fromkeys(["!", *names, "<|startoftext|>", "<|endoftext|>"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({name: place for place, name in enumerate(names)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token=pad)
+    return CLIPTokenizer.from_pretrained(write_clip_words(folder, TEXTS, 560, pad))
 
 
 def t5_words() -> T5TokenizerFast:
-    engine = Engine(models.Unigram())
-    engine.pre_tokenizer = pre_tokenizers.Metaspace()
-    specials = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=specials, unk_token="<unk>", show_progress=False)
-    engine.train_from_iterator(TEXTS, trainer)
-    pieces = [tuple(pair) for pair in json.loads(engine.to_str())["model"]["vocab"]]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+    return T5TokenizerFast(vocab=t5_pieces(TEXTS), extra_ids=0, model_max_length=512)
 
 
 def tower(words: CLIPTokenizer, kind: type = CLIPTextModel, **settings: Any) -> nn.Module:

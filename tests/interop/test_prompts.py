@@ -4,8 +4,7 @@ import json
 import struct
 
 import pytest
-from tokenizers import Tokenizer as Engine
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tests.interop.vocabularies import t5_pieces, write_clip_words
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from diptych.image.encoders import encode_prompts
@@ -27,42 +26,10 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """`clip("!")`: a folder with vocab.json and merges.txt, padded so: bytes, bytes at the end of a word, merges."""
-    engine = Engine(models.BPE(end_of_word_suffix="</w>"))
-    engine.normalizer = normalizers.Lowercase()
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    engine.train_from_iterator(WORDS, trainer)
-    merges = json.loads(engine.to_str())["model"]["merges"]
-    names = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    names += ["<|startoftext|>", "<|endoftext|>"]
-
-    def folder(pad):
-        directory = tmp_path_factory.mktemp("clip")
-        vocabulary = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        (directory / "vocab.json").write_text(json.dumps(vocabulary))
-        (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
-        about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad}
-        (directory / "tokenizer_config.json").write_text(json.dumps(about))
-        return directory
-
-    return folder
-
-
-@pytest.fixture(scope="module")
-def t5_pieces():
-    """Pieces with their log-probabilities, numbered as T5 numbers them."""
-    engine = Engine(models.Unigram())
-    engine.pre_tokenizer = pre_tokenizers.Metaspace()
-    specials = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=specials, unk_token="<unk>", show_progress=False)
-    engine.train_from_iterator(WORDS, trainer)
-    return [(name, score) for name, score in json.loads(engine.to_str())["model"]["vocab"]]
+@pytest.fixture
+def clip(tmp_path):
+    """`clip("!")`: a folder with vocab.json and merges.txt, padded so."""
+    return lambda pad: write_clip_words(tmp_path / "clip", WORDS, 600, pad)
 
 
 def assert_equal(ours, theirs):
@@ -104,18 +71,20 @@ def test_a_token_that_was_added_later_is_one(clip):
     assert ours.encode("a cat in a <hat>") == theirs("a cat in a <hat>", add_special_tokens=False)["input_ids"]
 
 
-def test_t5_from_tokenizer_json_and_from_spiece_model(t5_pieces, tmp_path):
+def test_t5_from_tokenizer_json_and_from_spiece_model(tmp_path):
     """spiece.model is written here field by field, from the format's description."""
 
     def field(number, value):
         size, head = len(value), bytes([number << 3 | 2])
         return head + bytes([size & 127 | 128, size >> 7]) + value
 
-    theirs = T5Tokenizer(vocab=[*t5_pieces, *((f"<extra_id_{number}>", 0.0) for number in range(99, -1, -1))])
+    vocabulary = t5_pieces(WORDS)
+    theirs = T5Tokenizer(vocab=[*vocabulary, *((f"<extra_id_{number}>", 0.0) for number in range(99, -1, -1))])
     theirs.save_pretrained(tmp_path / "json")
     kinds = {"<unk>": b"\x18\x02", "<pad>": b"\x18\x03", "</s>": b"\x18\x03"}
     pieces = [
-        field(1, name.encode()) + b"\x15" + struct.pack("<f", score) + kinds.get(name, b"") for name, score in t5_pieces
+        field(1, name.encode()) + b"\x15" + struct.pack("<f", score) + kinds.get(name, b"")
+        for name, score in vocabulary
     ]
     message = b"".join(field(1, piece) for piece in pieces) + field(2, b"\x18\x01") + field(3, field(1, b"nmt_nfkc"))
     (tmp_path / "spiece").mkdir()
