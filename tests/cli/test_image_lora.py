@@ -39,6 +39,19 @@ def test_a_picture_is_painted_with_a_lora_and_again(paint, diptych, ink, tiny_br
     assert np.array_equal(pixels("again.png"), pixels("half.png"))
 
 
+def test_a_picture_is_believed_about_its_lora_until_another_is_named(paint, diptych, ink, tiny_brush, folder):
+    """What lies at the path now is opened, and only as safetensors; with --lora it is not looked at."""
+    again = ("image", "--like", "ink.png", "--model", tiny_brush, "--out", "again.png")
+    assert paint("--seed", 7, "--steps", 1, "--lora", ink, "--out", "ink.png").status == 0
+    (folder / ink).rename("mine.safetensors")
+    gone = diptych(*again)
+    assert (gone.status, gone.err) == (2, f"diptych: there is no LoRA file at '{ink}'\n")
+    (folder / ink).write_bytes(b"\x80\x04N.")  # a pickle
+    assert "is damaged or not a safetensors file" in diptych(*again).err
+    assert diptych(*again, "--lora", "mine.safetensors").status == 0
+    assert np.array_equal(pixels("again.png"), pixels("ink.png"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
