@@ -9,6 +9,7 @@ instructions ahead. So there are two more products, for processors that multiply
 in one instruction: they take the other factor in two halves, or in steps of the largest of BLOCK numbers over 2^15.
 """
 
+import itertools
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK, LANES = 64, 16  # numbers of a row that are taken at a time, and those of a vector
+DOWN, ACROSS = 3, 4  # rows of weights, and of the other factor, that a tile has: its sums fill the registers
+LINE = 64  # bytes of a line of memory
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
@@ -103,6 +106,27 @@ def _each(builder: Any, address: Any) -> Any:
     return builder.shuffle_vector(one, nothing, ir.Constant(WORDS, [0] * LANES))
 
 
+def _one_of(builder: Any, sums: list[Any]) -> Any:
+    """The sum of vectors that were made side by side."""
+    while len(sums) > 1:
+        sums = [builder.fadd(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
+    return sums[0]
+
+
+def _added_up(builder: Any, vectors: list[Any]) -> Any:
+    """A vector of the sums of up to LANES vectors. Each is halved, and its halves are added, until one number is left:
+    always in this order, so that a sum is the same alone and among others."""
+    width = LANES
+    while width > 1:
+        parts = [range(first, first + width // 2) for first in range(0, 2 * LANES, width)]
+        lower = ir.Constant(WORDS, [lane for part in parts for lane in part])
+        upper = ir.Constant(WORDS, [lane + width // 2 for part in parts for lane in part])
+        pairs = itertools.zip_longest(vectors[::2], vectors[1::2], fillvalue=ir.Constant(VECTOR, ir.Undefined))
+        vectors = [builder.fadd(builder.shuffle_vector(*p, lower), builder.shuffle_vector(*p, upper)) for p in pairs]
+        width //= 2
+    return vectors[0]
+
+
 def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:
     """An intrinsic: what `step` adds up over a row, in one pass from its beginning to its end, for so memory is read
     fastest. It takes the addresses, and the count of numbers: a multiple of BLOCK, and not 0.
@@ -135,15 +159,66 @@ def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) 
             total.add_incoming(more, loop)
         builder.cbranch(builder.icmp_signed("<", builder.mul(following, LONG(BLOCK)), count), loop, after)
         builder.position_at_end(after)
-        while len(grown) > 1:
-            grown = [builder.fadd(*pair) for pair in zip(grown[::2], grown[1::2], strict=True)]
-        add_up = _llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
-        return builder.call(add_up, [FLOAT(0.0), grown[0]], fastmath=("reassoc",))
+        return builder.extract_element(_added_up(builder, [_one_of(builder, grown)]), WORD(0))
 
     typed = types.float32(*[INT] * (len(sizes) + 1)), code
     if len(sizes) == 2:
         return intrinsic(lambda context, weights, x, count: typed)
     return intrinsic(lambda context, weights, x, more, count: typed)
+
+
+def _tile_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:
+    """An intrinsic: what `_row_product` makes of a row of weights, for `down` of them and `across` rows of the other
+    factor at once, each number being read from memory once; the sums are the same to the last bit.
+
+    It takes the address and the stride of the weights, those of the other factor, the bytes of it between a row's
+    numbers and what is read beside them, the count of numbers, where the down * across sums go (LANES float32), and the
+    address of weights that are used soon: they are brought closer.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        weights, down_stride, others, across_stride, beside, count, found, soon = values
+        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        rows = [builder.add(weights, builder.mul(down_stride, LONG(row))) for row in range(DOWN)]
+        coming = [builder.add(soon, builder.mul(down_stride, LONG(row))) for row in range(DOWN)]
+        columns = [builder.add(others, builder.mul(across_stride, LONG(row))) for row in range(ACROSS)]
+        places = list(itertools.product(range(DOWN), range(ACROSS), range(sums)))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        block, totals, grown = builder.phi(LONG), {place: builder.phi(VECTOR) for place in places}, {}
+        block.add_incoming(LONG(0), start)
+        offsets = [builder.mul(block, LONG(int(BLOCK * size))) for size in sizes]
+        for line in range(0, int(BLOCK * sizes[0]), LINE):
+            for row in coming:
+                _bring(builder, builder.add(row, builder.add(offsets[0], LONG(line))))
+        for (row, column, index), total in totals.items():
+            total.add_incoming(ZEROS, start)
+            begins = [rows[row], columns[column], builder.add(columns[column], beside)]
+            there = [
+                builder.add(begin, builder.add(offset, LONG(int(BLOCK // sums * index * size))))
+                for begin, offset, size in zip(begins, offsets, sizes, strict=True)
+            ]
+            grown[row, column, index] = step(builder, total, there)  # LLVM reads once what several steps read
+        following = builder.add(block, LONG(1))
+        block.add_incoming(following, loop)
+        for place, total in totals.items():
+            total.add_incoming(grown[place], loop)
+        builder.cbranch(builder.icmp_signed("<", builder.mul(following, LONG(BLOCK)), count), loop, after)
+        builder.position_at_end(after)
+        pairs = itertools.product(range(DOWN), range(ACROSS))
+        vectors = [_one_of(builder, [grown[*pair, index] for index in range(sums)]) for pair in pairs]
+        builder.store(_added_up(builder, vectors), builder.inttoptr(found, VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    typed = types.void(*[INT] * 8), code
+    return intrinsic(lambda context, weights, down, others, across, beside, count, found, soon: typed)
+
+
+def _bring(builder: Any, address: Any) -> None:
+    """Ask for a line of memory without waiting for it: into the second cache, once."""
+    pointer = BYTE.as_pointer()
+    prefetch = _llvm(builder, "prefetch.p0i8", ir.VoidType(), pointer, WORD, WORD, WORD)
+    builder.call(prefetch, [builder.inttoptr(address, pointer), WORD(0), WORD(2), WORD(1)])
 
 
 def _times_floats(read: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,8 +259,8 @@ def _integer_pairs(builder: Any, total: Any, addresses: Any) -> Any:
         wide = builder.bitcast(builder.sext(bytes_, ir.VectorType(HALF, 32)), WORDS)
         other = _read(builder, builder.add(others, LONG(half * 64)), WORDS)
         found = builder.call(multiply, [found, wide, other])
-    each = _each(builder, worth)
-    return builder.fadd(total, builder.fmul(builder.sitofp(found, VECTOR), each, CONTRACT), CONTRACT)
+    multiply_and_add = _llvm(builder, f"fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)  # never in two roundings
+    return builder.call(multiply_and_add, [builder.sitofp(found, VECTOR), _each(builder, worth), total])
 
 
 dot_float = _row_product((4, 4), 4, _times_floats(_read_floats))
@@ -193,6 +268,8 @@ dot_bfloat = _row_product((2, 4), 4, _times_floats(_read_bfloats))
 dot_int8 = _row_product((1, 4), 4, _times_floats(_read_int8s))
 dot_bfloat_pairs = _row_product((2, 2, 2), 2, _bfloat_pairs)
 dot_int8_pairs = _row_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
+tile_bfloats = _tile_product((2, 2, 2), 2, _bfloat_pairs)
+tile_int8s = _tile_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
 
 
 @intrinsic
