@@ -20,8 +20,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from diptych.core.row_plan import TILE_ACROSS, TILE_DOWN
+
 BLOCK, LANES = 64, 16  # numbers of a row that are taken at a time, and those of a vector
-DOWN, ACROSS = 3, 4  # rows of weights, and of the other factor, that a tile has: its sums fill the registers
 LINE = 64  # bytes of a line of memory
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -168,21 +169,21 @@ def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) 
 
 
 def _tile_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:
-    """An intrinsic: what `_row_product` makes of a row of weights, for `down` of them and `across` rows of the other
-    factor at once, each number being read from memory once; the sums are the same to the last bit.
+    """An intrinsic: what `_row_product` makes of a row of weights, for TILE_DOWN of them and TILE_ACROSS rows of the
+    other factor at once, each number being read from memory once; the sums are the same to the last bit.
 
     It takes the address and the stride of the weights, those of the other factor, the bytes of it between a row's
-    numbers and what is read beside them, the count of numbers, where the down * across sums go (LANES float32), and the
+    numbers and what is read beside them, the count of numbers, where the sums go (LANES float32), and the
     address of weights that are used soon: they are brought closer.
     """
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         weights, down_stride, others, across_stride, beside, count, found, soon = values
         start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        rows = [builder.add(weights, builder.mul(down_stride, LONG(row))) for row in range(DOWN)]
-        coming = [builder.add(soon, builder.mul(down_stride, LONG(row))) for row in range(DOWN)]
-        columns = [builder.add(others, builder.mul(across_stride, LONG(row))) for row in range(ACROSS)]
-        places = list(itertools.product(range(DOWN), range(ACROSS), range(sums)))
+        rows = [builder.add(weights, builder.mul(down_stride, LONG(row))) for row in range(TILE_DOWN)]
+        coming = [builder.add(soon, builder.mul(down_stride, LONG(row))) for row in range(TILE_DOWN)]
+        columns = [builder.add(others, builder.mul(across_stride, LONG(row))) for row in range(TILE_ACROSS)]
+        places = list(itertools.product(range(TILE_DOWN), range(TILE_ACROSS), range(sums)))
         builder.branch(loop)
         builder.position_at_end(loop)
         block, totals, grown = builder.phi(LONG), {place: builder.phi(VECTOR) for place in places}, {}
@@ -205,7 +206,7 @@ def _tile_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any])
             total.add_incoming(grown[place], loop)
         builder.cbranch(builder.icmp_signed("<", builder.mul(following, LONG(BLOCK)), count), loop, after)
         builder.position_at_end(after)
-        pairs = itertools.product(range(DOWN), range(ACROSS))
+        pairs = itertools.product(range(TILE_DOWN), range(TILE_ACROSS))
         vectors = [_one_of(builder, [grown[*pair, index] for index in range(sums)]) for pair in pairs]
         builder.store(_added_up(builder, vectors), builder.inttoptr(found, VECTOR.as_pointer()), align=4)
         return context.get_dummy_value()

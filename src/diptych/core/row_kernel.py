@@ -1,8 +1,10 @@
-"""One token of one text through a whole decoder, in one call of compiled code.
+"""One token of a text through a whole decoder, or of each of some texts, in one call of compiled code.
 
 To write a text is to multiply one row by every matrix, once a token. Each product takes microseconds, and between two
 of them stand norms, turns and sums of a few hundred numbers: a trip through Python and torch for each costs more than
 all that it does. Here the token goes through every layer without one; weights, keys and values are read where they lie.
+Rows of several texts go side by side, so that weights are read from memory once for all; each has a table of its own
+(`row_of`), and gets the numbers that it would get alone, to the last bit.
 
 A layer is five phases: queries, keys and values; attention; the output; what is widened; what is narrowed. A phase is
 cut into shares that do not depend on each other, and whoever is free takes the next one: the thread that called, and
@@ -27,13 +29,30 @@ from diptych.core.lanes import (
     write_shared,
 )
 from diptych.core.row_attention import attend, attended, segments_of
-from diptych.core.row_math import activate, exact, fraction, matrix_at, multiply, normalise, number, pack, tanh
+from diptych.core.row_math import (
+    activate,
+    exact,
+    fraction,
+    matrix_at,
+    multiply,
+    normalise,
+    number,
+    pack,
+    packed_stride,
+    tanh,
+)
 
 SPINS = 1 << 14  # pauses that a thread waits for work before it sleeps, some 300 us
 SHIFT = 20  # bits of a ticket that count shares; those above count phases
 SHARE = (1 << SHIFT) - 1
 MATRIX = len(at.MATRIX)  # columns
-FEW = 8  # rows of a matrix that are worth a share
+FEW = 3 * at.TILE_DOWN  # rows of a matrix that are worth a share
+
+
+@exact
+def row_of(plan: int, row: int) -> int:
+    """The table of a row; that of the first is the plan."""
+    return plan + row * 8 * at.DECODER
 
 
 @exact
@@ -50,20 +69,51 @@ def rows_of(phase: int, plan: int) -> int:
 @exact
 def begin_of(share: int, rows: int, threads: int) -> int:
     """The first row of a share: one large share for each thread, then small ones for who is done first."""
-    large = rows * 3 // (4 * threads)
+    large = large_of(rows, threads)
     if share <= threads:
         return share * large
-    return min(rows, threads * large + (share - threads) * max(FEW, rows // (16 * threads)))
+    return min(rows, threads * large + (share - threads) * small_of(rows, threads))
+
+
+@exact
+def large_of(rows: int, threads: int) -> int:
+    return rows * 3 // (4 * threads) // at.TILE_DOWN * at.TILE_DOWN
+
+
+@exact
+def small_of(rows: int, threads: int) -> int:
+    return max(FEW, rows // (16 * threads) // at.TILE_DOWN * at.TILE_DOWN)
 
 
 @exact
 def shares_of(phase: int, plan: int) -> int:
     about = ints(plan)
     if phase == at.ATTEND:
-        return about[at.NUM_KV_HEADS] * segments_of(plan)
+        segments = 0
+        for row in range(about[at.ROWS]):
+            segments += segments_of(row_of(plan, row))
+        return about[at.NUM_KV_HEADS] * segments
     rows, threads = rows_of(phase, plan), about[at.THREADS]
-    small = max(FEW, rows // (16 * threads))
-    return threads + (rows - threads * (rows * 3 // (4 * threads)) + small - 1) // small
+    small = small_of(rows, threads)
+    return threads + (rows - threads * large_of(rows, threads) + small - 1) // small
+
+
+@exact
+def prepare(phase: int, table: int, plan: int, x: int, packed: int, read: int) -> None:
+    """What all shares of a phase multiply by, each row of it normed or put together, and packed."""
+    about = ints(plan)
+    for row in range(about[at.ROWS]):
+        mine, its = row_of(plan, row), x + row * read * 4
+        if phase == at.ATTEND_OUTPUT:
+            attended(mine, its)
+        elif phase != at.NARROW:
+            norm = plan + 8 * at.FINAL_NORM
+            if phase == at.ATTEND_INPUT:
+                norm = table + 8 * at.ATTENTION_NORM
+            elif phase == at.WIDEN:
+                norm = table + 8 * at.FEED_FORWARD_NORM
+            normalise(ints(mine)[at.RESIDUAL], its, read, norm, plan, about[at.IS_LAYER_NORM] != 0)
+        pack(its, packed + row * packed_stride(read), read, about[at.WEIGHTS], about[at.NUMBERS])
 
 
 @exact
@@ -71,12 +121,15 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
     """One share of a phase. What all shares of a phase need, each thread makes for itself."""
     about = ints(plan)
     table = about[at.LAYER_TABLE] + layer * at.LAYER * 8
-    row = ints(table)
     scratch = about[at.SCRATCH] + thread * about[at.SCRATCH_BYTES]
-    made, x, packed = ints(scratch), scratch + 64, scratch + about[at.PACKED]
-    width, numbers = about[at.WIDTH], about[at.NUMBERS]
+    made, found, x, packed = ints(scratch + at.MADE), scratch + at.FOUND, scratch + at.INPUT, scratch + about[at.PACKED]
+    width, hidden = about[at.WIDTH], about[at.HIDDEN]
     if phase == at.ATTEND:
-        attend(plan, table, share, x, packed)
+        row = 0
+        while share >= about[at.NUM_KV_HEADS] * segments_of(row_of(plan, row)):
+            share -= about[at.NUM_KV_HEADS] * segments_of(row_of(plan, row))
+            row += 1
+        attend(row_of(plan, row), table, share, x, packed)
         return
     rows, threads = rows_of(phase, plan), about[at.THREADS]
     first, last = begin_of(share, rows, threads), begin_of(share + 1, rows, threads)
@@ -84,48 +137,44 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
     if phase == at.ATTEND_OUTPUT:
         read = about[at.NUM_HEADS] * about[at.HEAD_DIM]
     elif phase == at.NARROW:
-        x, read = about[at.WIDENED], about[at.HIDDEN]
+        x, read = about[at.WIDENED], hidden
     if made[0] != ticket:
         made[0] = ticket
-        if phase == at.ATTEND_OUTPUT:
-            attended(plan, x)
-        elif phase != at.NARROW:
-            norm = plan + 8 * at.FINAL_NORM
-            if phase == at.ATTEND_INPUT:
-                norm = table + 8 * at.ATTENTION_NORM
-            elif phase == at.WIDEN:
-                norm = table + 8 * at.FEED_FORWARD_NORM
-            normalise(about[at.RESIDUAL], x, width, norm, plan, about[at.IS_LAYER_NORM] != 0)
-        pack(x, packed, read, about[at.WEIGHTS], numbers)
+        prepare(phase, table, plan, x, packed, read)
     if phase == at.ATTEND_INPUT:
         begin = 0
         for part in range(3):
             heads = about[at.NUM_HEADS] if part == 0 else about[at.NUM_KV_HEADS]
             end = begin + heads * about[at.HEAD_DIM]
             matrix, y = table + 8 * (at.QUERY + MATRIX * part), about[at.PROJECTED] + begin * 4
-            multiply(matrix, max(first, begin) - begin, min(last, end) - begin, x, packed, read, y, plan, False)
+            its_first, its_last = max(first, begin) - begin, min(last, end) - begin
+            multiply(matrix, its_first, its_last, x, packed, read, y, rows, found, plan, False)
             begin = end
     elif phase == at.ATTEND_OUTPUT:
-        multiply(table + 8 * at.OUTPUT, first, last, x, packed, read, about[at.RESIDUAL], plan, True)
+        multiply(table + 8 * at.OUTPUT, first, last, x, packed, read, about[at.RESIDUAL], width, found, plan, True)
     elif phase == at.WIDEN:
-        wide, up = about[at.WIDENED], x + width * 4
-        if row[at.GATE]:
-            multiply(table + 8 * at.GATE, first, last, x, packed, read, wide, plan, False)
-            multiply(table + 8 * at.UP, first, last, x, packed, read, up, plan, False)
-            activate(wide + first * 4, last - first, about[at.ACTIVATION])
-            for place in range(first, last):
-                floats(wide)[place] *= floats(up)[place]
-        else:
-            multiply(table + 8 * at.UP, first, last, x, packed, read, wide, plan, False)
-            activate(wide + first * 4, last - first, about[at.ACTIVATION])
+        wide, beside = about[at.WIDENED], scratch + about[at.WIDE]
+        is_gated = ints(table)[at.GATE] != 0
+        if is_gated:
+            multiply(table + 8 * at.GATE, first, last, x, packed, read, wide, hidden, found, plan, False)
+        y = beside if is_gated else wide
+        multiply(table + 8 * at.UP, first, last, x, packed, read, y, hidden, found, plan, False)
+        for row in range(about[at.ROWS]):
+            mine, other = wide + row * hidden * 4, floats(beside + row * hidden * 4)
+            activate(mine + first * 4, last - first, about[at.ACTIVATION])
+            if is_gated:
+                for place in range(first, last):
+                    floats(mine)[place] *= other[place]
     elif phase == at.NARROW:
-        multiply(table + 8 * at.DOWN, first, last, x, packed, read, about[at.RESIDUAL], plan, True)
+        multiply(table + 8 * at.DOWN, first, last, x, packed, read, about[at.RESIDUAL], width, found, plan, True)
     else:
-        multiply(plan + 8 * at.HEAD, first, last, x, packed, read, about[at.LOGITS], plan, False)
-        cap = fraction(plan, at.LOGIT_CAP)
+        logits, cap = about[at.LOGITS], fraction(plan, at.LOGIT_CAP)
+        multiply(plan + 8 * at.HEAD, first, last, x, packed, read, logits, rows, found, plan, False)
         if cap > 0:
-            for place in range(first, last):
-                floats(about[at.LOGITS])[place] = cap * tanh(floats(about[at.LOGITS])[place] / cap)
+            for row in range(about[at.ROWS]):
+                mine = floats(logits + row * rows * 4)
+                for place in range(first, last):
+                    mine[place] = cap * tanh(mine[place] / cap)
 
 
 @exact
@@ -178,9 +227,10 @@ def embed(plan: int) -> None:
 
 @exact
 def run(control: int, plan: int, thread: int) -> int:
-    """A token, as thread 0; as another, help with its phases until there was nothing to do for a while."""
+    """A token of each row, as thread 0; as another, help with phases until there was nothing to do for a while."""
     if thread == 0:
-        embed(plan)
+        for row in range(ints(plan)[at.ROWS]):
+            embed(row_of(plan, row))
         for layer in range(ints(plan)[at.NUM_LAYERS]):
             for phase in range(at.PREDICT):
                 go_through(control, phase, layer, plan)

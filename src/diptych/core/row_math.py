@@ -1,4 +1,4 @@
-"""The mathematics of one row: products with the rows of a matrix, norms, turns, activations.
+"""The mathematics of a few rows: products with the rows of a matrix, norms, turns, activations.
 
 Everything is float32, whatever form the weights have, but for the other factor of two products: beside weights in
 bfloat16 it is two bfloat16, and beside 8 bits 16 (of a part of the row), where the processor multiplies pairs of them.
@@ -13,6 +13,7 @@ from numba import njit
 from diptych.core import row_plan as at
 from diptych.core.lanes import (
     BLOCK,
+    LINE,
     PAIRS_BFLOATS,
     PAIRS_INTEGERS,
     bfloats,
@@ -27,7 +28,11 @@ from diptych.core.lanes import (
     int8s,
     int16s,
     ints,
+    tile_bfloats,
+    tile_int8s,
 )
+
+BAND = 4 * at.TILE_DOWN  # rows of weights that stay in the cache of a core while all other rows are multiplied by them
 
 exact = njit(error_model="numpy")
 quick = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
@@ -138,20 +143,70 @@ def size_of(form: int) -> int:
 
 
 @exact
+def packed_stride(width: int) -> int:
+    """Bytes from one packed row to the next. A line more than they need: rows that lie a power of two apart would be
+    in each other's way in a cache."""
+    return 4 * width + LINE
+
+
+@exact
+def give(y: int, place: int, found: np.float32, matrix: int, numbers: int, adds: bool) -> None:
+    """A row's product to its place: times the row's scale, and the bias."""
+    out, (_, scale, bias) = floats(y), matrix_at(matrix)
+    if scale:
+        found *= number(scale, place, numbers)
+    if bias:
+        found += number(bias, place, numbers)
+    out[place] = out[place] + found if adds else found
+
+
+@exact
 def multiply(
-    matrix: int, first: int, last: int, x: int, packed: int, width: int, y: int, plan: int, adds: bool
+    matrix: int, first: int, last: int, x: int, packed: int, width: int, y: int, height: int, found: int, plan: int,
+    adds: bool
 ) -> None:
-    """y[n] = W[n] x + b[n] for rows of a matrix; added to what is there, if `adds`."""
-    about, out, (weights, scale, bias) = ints(plan), floats(y), matrix_at(matrix)
-    form, numbers = about[at.WEIGHTS], about[at.NUMBERS]
-    size = size_of(form)
+    """y[n] = W[n] x + b[n] for rows of a matrix, and for each x; added to what is there, if `adds`.
+
+    Args:
+        x, packed: rows of `width` numbers, and the same packed.
+        y: rows of `height` numbers.
+        found: LINE bytes to work with.
+    """
+    about, (weights, _, _) = ints(plan), matrix_at(matrix)
+    rows, form, numbers = about[at.ROWS], about[at.WEIGHTS], about[at.NUMBERS]
+    size, stride = size_of(form), packed_stride(width)
+    if rows > 1 and width % BLOCK == 0:
+        if PAIRS_BFLOATS and form == at.BFLOAT or PAIRS_INTEGERS and form == at.INT8 and numbers == at.BFLOAT:
+            multiply_tiles(matrix, first, last, packed, width, y, height, found, plan, adds)
+            first = last - (last - first) % at.TILE_DOWN
     for row in range(first, last):
-        found = dot(weights + row * width * size, x, packed, width, form, numbers)
-        if scale:
-            found *= number(scale, row, numbers)
-        if bias:
-            found += number(bias, row, numbers)
-        out[row] = out[row] + found if adds else found
+        for other in range(rows):
+            mine = x + other * width * 4
+            product = dot(weights + row * width * size, mine, packed + other * stride, width, form, numbers)
+            give(y + other * height * 4, row, product, matrix, numbers, adds)
+
+
+@exact
+def multiply_tiles(
+    matrix: int, first: int, last: int, packed: int, width: int, y: int, height: int, found: int, plan: int, adds: bool
+) -> None:
+    """As `multiply`, for all rows of the matrix but the last `(last - first) % at.TILE_DOWN`, each read from memory once."""
+    about, sums, (weights, _, _) = ints(plan), floats(found), matrix_at(matrix)
+    rows, form, numbers = about[at.ROWS], about[at.WEIGHTS], about[at.NUMBERS]
+    line, stride = width * size_of(form), packed_stride(width)
+    for band in range(first, last, BAND):
+        for other in range(0, rows, at.TILE_ACROSS):
+            mine = packed + other * stride
+            for row in range(band, min(last, band + BAND) - at.TILE_DOWN + 1, at.TILE_DOWN):
+                here = weights + row * line
+                if form == at.BFLOAT:
+                    tile_bfloats(here, line, mine, stride, 2 * width, width, found, here + BAND * line)
+                else:
+                    tile_int8s(here, line, mine, stride, 2 * width, width, found, here + BAND * line)
+                for down in range(at.TILE_DOWN):
+                    for across in range(min(at.TILE_ACROSS, rows - other)):
+                        out = y + (other + across) * height * 4
+                        give(out, row + down, sums[down * at.TILE_ACROSS + across], matrix, numbers, adds)
 
 
 @exact

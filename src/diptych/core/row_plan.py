@@ -1,4 +1,4 @@
-"""The tables that a compiled kernel for one row reads: which number stands in which column.
+"""The tables that a compiled kernel for a row of each text reads: which number stands in which column.
 
 All are 64-bit integers; a fraction stands there as the bits of its float32. An address of 0 means that there is none.
 """
@@ -18,8 +18,10 @@ ATTENTION_NORM, FEED_FORWARD_NORM, QUERY_NORM, KEY_NORM = _norms
 KEYS, VALUES = _norms[-1] + len(NORM), _norms[-1] + len(NORM) + 1  # what the cache keeps of all texts
 LAYER = VALUES + 1  # columns of a layer
 
-# A decoder: sizes, switches, matrices, and where what is worked on lies.
+# A decoder and a row of it, which is the next token of a text: sizes, switches, matrices, and where what is worked on
+# lies. Rows that go through the decoder together have tables one after the other, which differ in their row's columns.
 (
+    ROWS,  # the count of them
     WIDTH,
     NUM_LAYERS,
     NUM_HEADS,
@@ -45,23 +47,28 @@ LAYER = VALUES + 1  # columns of a layer
     _,
     _,
     POSITIONS,  # learned ones
+    ROOM,  # numbers from one head to the next in what the cache keeps of a layer
+    SCRATCH,
+    SCRATCH_BYTES,  # of each thread
+    WIDE,  # bytes in it before what is widened beside a gate
+    PACKED,  # and before the packed numbers
+    # Of a row; what several rows have lies one after the other:
     RESIDUAL,
     PROJECTED,  # queries, keys and values
     WIDENED,
     PARTIAL,  # what each segment of keys gives each head
     LOGITS,
-    SCRATCH,
-    SCRATCH_BYTES,  # of each thread
-    PACKED,  # bytes in it before the packed numbers
-    # And a token of a text:
     TOKEN,
     POSITION,
     COS,
     SIN,
     KEPT,  # numbers before those of its text in what the cache keeps of a layer
-    ROOM,  # numbers from one head of it to the next
-) = range(39)
-DECODER = 39
+) = range(41)
+DECODER = 41
+
+# A thread's scratch, in bytes: the ticket of the phase that it is made for, the sums of a tile, what a phase multiplies.
+MADE, FOUND, INPUT = 0, 64, 128
+TILE_DOWN, TILE_ACROSS = 3, 4  # rows of weights and of texts that are multiplied at once: the sums fill the registers
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu-tanh": 2, "relu": 3, "relu2": 4}
 SEGMENT = 256  # keys of a share of attention

@@ -1,9 +1,11 @@
-"""Writing a text alone, a token at a time: the decoder by one call of compiled code (`core.row_kernel`).
+"""Writing texts a token at a time: the decoder by one call of compiled code (`core.row_kernel`).
 
 Here is decided which decoders that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32 or
-8 bits, over a cache that keeps all of a text as it is. All others, and whatever reads more than one token, go through
-torch; both give the same logits within rounding.
+8 bits, over a cache that keeps all of a text as it is. All others, and whatever reads more than one token of a text, go
+through torch; both give the same logits within rounding.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ LINE = 16  # numbers of a line of memory
 
 
 def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
-    """Whether one token of one text goes through the compiled kernel."""
+    """Whether one token of each text goes through the compiled kernel."""
     kinds = {type(module) for module in decoder.modules()}
     if not is_here() or kinds - TAKES or {nn.Linear, Int8Linear} <= kinds:
         return False
@@ -49,7 +51,7 @@ def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
     )
 
 
-class OneRow:
+class OneToken:
     """A decoder and a cache that `suits`, as the kernel's tables. The weights stay where they are."""
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
@@ -60,31 +62,17 @@ class OneRow:
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._dtype = next(decoder.norm.parameters()).dtype
         self._layers = np.array([_layer(module) for module in modules if isinstance(module, Block)], np.int64)
-        self._threads, self._slots, self._length = num_threads(), 0, 0
-        self._turns, self._turned = np.empty(0, np.float32), (-1, -1)
+        self._slots, self._length = 0, 0
+        self._turns: dict[tuple[int, int], np.ndarray] = {}
 
-        group = config.num_heads // config.num_kv_heads
-        segments = -(-config.context // at.SEGMENT)
-        projected = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        attending = group * config.head_dim + max(group * at.SEGMENT, 2 * config.head_dim)
-        seen = config.num_heads * config.head_dim
-        packed = LINE + _lines(max(config.width + config.hidden, seen, attending))
-        scratch = packed + _lines(max(config.width, seen, config.hidden))
-        sizes = [config.width, projected, config.hidden, config.num_heads * segments * (config.head_dim + 2)]
-        room = np.zeros(sum(map(_lines, sizes)) + scratch * self._threads + LINE, np.float32)
-        self._room, begin = room, room.ctypes.data + -room.ctypes.data % (4 * LINE)
-        begins = [begin + 4 * sum(map(_lines, sizes[:count])) for count in range(len(sizes) + 1)]
-
-        self._plan = plan = np.zeros(at.DECODER, np.int64)
+        plan = np.zeros(at.DECODER, np.int64)
         plan[at.WIDTH], plan[at.NUM_LAYERS], plan[at.HIDDEN] = config.width, config.num_layers, config.hidden
         plan[at.NUM_HEADS], plan[at.NUM_KV_HEADS] = config.num_heads, config.num_kv_heads
         plan[at.HEAD_DIM], plan[at.VOCABULARY] = config.head_dim, config.vocab_size
         plan[at.NUMBERS], plan[at.IS_LAYER_NORM] = FORMS[self._dtype], config.norm == "layer"
         plan[at.ACTIVATION], plan[at.EPS] = at.ACTIVATIONS[config.activation], _bits(config.norm_eps)
         plan[at.SCORE_CAP], plan[at.LOGIT_CAP] = _bits(config.attention_softcap), _bits(config.logit_softcap)
-        plan[at.THREADS], plan[at.SCRATCH_BYTES], plan[at.PACKED] = self._threads, 4 * scratch, 4 * packed
-        plan[[at.RESIDUAL, at.PROJECTED, at.WIDENED, at.PARTIAL, at.SCRATCH]] = begins
-        plan[at.LAYER_TABLE] = self._layers.ctypes.data
+        plan[at.THREADS], plan[at.LAYER_TABLE] = num_threads(), self._layers.ctypes.data
         _fill(plan, at.FINAL_NORM, _addresses(decoder.norm, NORM))
         embedding = decoder.embedding
         matrix = embedding.matrix if isinstance(embedding, QuantisedEmbedding) else embedding
@@ -93,6 +81,31 @@ class OneRow:
         _fill(plan, at.HEAD, _addresses(matrix if decoder.head is None else decoder.head, MATRIX))
         if decoder.position_embedding is not None:
             plan[at.POSITIONS] = decoder.position_embedding.weight.data_ptr()
+        self._plans, self._room = plan[None], np.empty(0, np.float32)
+        self._make_room(1)
+
+    def _make_room(self, rows: int) -> None:
+        """Tables for so many rows, and memory for what is computed of them."""
+        config, threads = self._decoder.config, int(self._plans[0, at.THREADS])
+        self._plans = np.repeat(self._plans[:1], rows, axis=0)
+        group = config.num_heads // config.num_kv_heads
+        segments = -(-config.context // at.SEGMENT)
+        projected = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        attending = group * config.head_dim + max(group * at.SEGMENT, 2 * config.head_dim)
+        read = max(config.width, config.num_heads * config.head_dim)
+        wide = at.INPUT // 4 + _lines(max(rows * read, attending))
+        packed = wide + _lines(rows * config.hidden)
+        scratch = packed + -(-rows // at.TILE_ACROSS) * at.TILE_ACROSS * (_lines(max(read, config.hidden)) + LINE)
+        sizes = [config.width, projected, config.hidden, config.num_heads * segments * (config.head_dim + 2)]
+        begins = np.cumsum([0, *(_lines(rows * size) for size in sizes)])
+        self._room = np.zeros(begins[-1] + scratch * threads + LINE, np.float32)
+        first = self._room.ctypes.data + -self._room.ctypes.data % (4 * LINE)
+        self._plans[:, [at.SCRATCH, at.SCRATCH_BYTES]] = first + 4 * begins[-1], 4 * scratch
+        self._plans[:, [at.WIDE, at.PACKED]] = 4 * wide, 4 * packed
+        for column, begin, size in zip(
+            (at.RESIDUAL, at.PROJECTED, at.WIDENED, at.PARTIAL), begins[:-1], sizes, strict=True
+        ):
+            self._plans[:, column] = first + 4 * (begin + size * np.arange(rows))
 
     def is_current(self) -> bool:
         """Whether the decoder is as it was: nothing is hung beside its layers, and no weight is another tensor."""
@@ -102,19 +115,25 @@ class OneRow:
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def read(self, token: int, slot: int) -> Tensor:
-        """The logits for what follows the next token of a text: (1, V), float32."""
-        plan, cache, config = self._plan, self._cache, self._decoder.config
-        (position,) = cache.extend([slot], [1])
+    def read(self, tokens: Sequence[int], slots: Sequence[int]) -> Tensor:
+        """The logits for what follows the next token of each of some texts: (B, V), float32."""
+        cache, config, rows = self._cache, self._decoder.config, len(tokens)
+        positions = cache.extend(slots, [1] * rows)
+        if rows > len(self._plans):
+            self._make_room(rows)
+            self._length = 0
         if (self._slots, self._length) != (len(cache.lengths), cache.length):
             self._find_cache()
+        plans = self._plans[:rows]
+        logits = torch.empty(rows, config.vocab_size, dtype=torch.float32)
+        plans[0, at.ROWS] = rows
+        plans[:, at.TOKEN], plans[:, at.POSITION] = tokens, positions
+        plans[:, at.LOGITS] = logits.data_ptr() + 4 * config.vocab_size * np.arange(rows)
+        plans[:, at.KEPT] = np.array(slots) * (config.num_kv_heads * plans[0, at.ROOM])
         if config.position == "rotary":
-            row = self._turns_at(position, slot)
-            plan[at.COS], plan[at.SIN] = row, row + 4 * config.head_dim
-        logits = torch.empty(1, config.vocab_size, dtype=torch.float32)
-        plan[at.TOKEN], plan[at.POSITION], plan[at.LOGITS] = token, position, logits.data_ptr()
-        plan[at.KEPT] = slot * config.num_kv_heads * plan[at.ROOM]
-        crew().run(plan.ctypes.data, self._threads)
+            plans[:, at.COS] = self._turns_at(positions, slots)
+            plans[:, at.SIN] = plans[:, at.COS] + 4 * config.head_dim
+        crew().run(plans.ctypes.data, int(plans[0, at.THREADS]))
         return logits
 
     def _find_cache(self) -> None:
@@ -123,20 +142,29 @@ class OneRow:
         self._slots, self._length = len(cache.lengths), cache.length
         self._layers[:, at.KEYS] = [kept.whole.data_ptr() for kept in cache.keys]
         self._layers[:, at.VALUES] = [kept.whole.data_ptr() for kept in cache.values]
-        self._plan[at.ROOM] = cache.keys[0].length * self._decoder.config.head_dim
+        self._plans[:, at.ROOM] = cache.keys[0].length * self._decoder.config.head_dim
 
-    def _turns_at(self, position: int, slot: int) -> int:
-        """The address of cos and sin of a position."""
-        config, prompt = self._decoder.config, self._cache.prompts[slot]
-        first = position // TURNS * TURNS
-        if self._turned != (first, prompt):
-            self._turned = first, prompt
-            positions = torch.arange(first, first + TURNS)[None]
-            lengths = (positions + 1).clamp(min=prompt)
-            both = rotary(positions, config.head_dim, config.rope_theta, config.rope_scaling, lengths=lengths)
-            rows = torch.cat(both, dim=-1).to(self._dtype).float()  # (1, 1, TURNS, 2 D), rounded as for a prompt
-            self._turns = rows.contiguous().numpy()
-        return int(self._turns.ctypes.data) + (position - first) * 8 * config.head_dim
+    def _turns_at(self, positions: Sequence[int], slots: Sequence[int]) -> list[int]:
+        """The addresses of cos and sin of positions."""
+        firsts, prompts = [place // TURNS * TURNS for place in positions], [self._cache.prompts[slot] for slot in slots]
+        wanted, kept = list(zip(firsts, prompts, strict=True)), self._turns
+        self._turns = {}
+        for where in wanted:
+            if where not in self._turns:
+                self._turns[where] = kept[where] if where in kept else self._some_turns(*where)
+        size = 8 * self._decoder.config.head_dim  # bytes of a position
+        begins = [self._turns[where].ctypes.data for where in wanted]
+        return [begin + place % TURNS * size for begin, place in zip(begins, positions, strict=True)]
+
+    def _some_turns(self, first: int, prompt: int) -> np.ndarray:
+        """(TURNS, 2 D), the cos and sin of positions from `first` on, of a text whose prompt has so many tokens."""
+        config = self._decoder.config
+        positions = torch.arange(first, first + TURNS)[None]
+        lengths = (positions + 1).clamp(min=prompt)
+        both = rotary(positions, config.head_dim, config.rope_theta, config.rope_scaling, lengths=lengths)
+        rows = torch.cat(both, dim=-1).to(self._dtype).float()  # (1, 1, TURNS, 2 D), rounded as for a prompt
+        turns: np.ndarray = rows.contiguous().numpy()
+        return turns
 
 
 def _layer(block: Block) -> list[int]:

@@ -14,7 +14,7 @@ from diptych.models import open_model
 from diptych.text import assembly
 from diptych.text.cache import CacheSettings
 from diptych.text.decoder import Decoder, DecoderConfig
-from diptych.text.one_row import OneRow, suits
+from diptych.text.one_token import OneToken, suits
 from diptych.text.reader import Part, Reader
 
 LLAMA = DecoderConfig(
@@ -67,7 +67,7 @@ def decoder_of(config: DecoderConfig, dtype: torch.dtype, bits: int | None = Non
 
 def in_torch(decoder: Decoder) -> Reader:
     reader = Reader(decoder)
-    reader._one_row = None
+    reader._one_token = None
     return reader
 
 
@@ -88,7 +88,7 @@ def furthest(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_logits_are_those_of_torch_in_float32(config: DecoderConfig, bits: int | None) -> None:
     decoder = decoder_of(config, torch.float32, bits)
     reader = Reader(decoder)
-    assert isinstance(reader._one_row, OneRow)
+    assert isinstance(reader._one_token, OneToken)
     tokens = [token * 31 % 97 for token in range(12)]
     found, expected = (read_on(one, [5, 6, 7], tokens) for one in (reader, in_torch(decoder)))
     assert furthest(found, expected) < 2e-5
@@ -103,7 +103,7 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_torchs(config: DecoderConfi
     tokens = [token * 31 % 97 for token in range(12)]
     exact = read_on(in_torch(wide), [5, 6, 7], tokens)
     found, theirs = (read_on(one, [5, 6, 7], tokens) for one in (Reader(narrow), in_torch(narrow)))
-    assert isinstance(Reader(narrow)._one_row, OneRow)
+    assert isinstance(Reader(narrow)._one_token, OneToken)
     difference, torchs = (found - exact).square().mean(), (theirs - exact).square().mean()
     assert 0 < difference < torchs
 
@@ -146,14 +146,14 @@ def test_sums_do_not_depend_on_how_many_threads_there_are(monkeypatch: pytest.Mo
     decoder, tokens = decoder_of(SWITCHES["qwen3"], torch.bfloat16), list(range(40))
     found = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr("diptych.text.one_row.num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("diptych.text.one_token.num_threads", lambda threads=threads: threads)
         found.append(read_on(Reader(decoder), [5, 6, 7], tokens))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
 def test_texts_written_in_threads_of_the_program_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.text.one_row.num_threads", lambda: 2)
+    monkeypatch.setattr("diptych.text.one_token.num_threads", lambda: 2)
     decoders = [decoder_of(config, torch.float32) for config in (LLAMA, GPT2, SWITCHES["qwen3"])]
     alone = [read_on(Reader(decoder), [1, 2], list(range(60))) for decoder in decoders]
     found: dict[int, torch.Tensor] = {}
@@ -179,8 +179,8 @@ def test_a_row_has_no_tensor_but_the_decoders_own() -> None:
     assert not torch.equal(before, after)
     assert furthest(after, read_on(in_torch(decoder), [5], [6])) < 2e-5
     down.weight = torch.nn.Parameter(down.weight * 2, requires_grad=False)
-    assert reader._one_row is not None
-    assert not reader._one_row.is_current()
+    assert reader._one_token is not None
+    assert not reader._one_token.is_current()
     assert furthest(read_on(reader, [5], [6]), before) < 2e-5
 
 
@@ -210,18 +210,18 @@ def test_an_adapter_is_seen_while_it_is_attached() -> None:
 )
 def test_what_is_no_plain_transformer_over_a_plain_cache_is_left_to_torch(overrides: dict, settings: dict) -> None:
     decoder = Decoder(DecoderConfig.from_dict(LLAMA.to_dict() | overrides)).eval()
-    assert Reader(decoder, settings=CacheSettings(**settings))._one_row is None
+    assert Reader(decoder, settings=CacheSettings(**settings))._one_token is None
 
 
 @pytest.mark.parametrize("kind", ["float64", "float16"])
 def test_so_are_other_numbers(kind: str) -> None:
-    assert Reader(decoder_of(LLAMA, getattr(torch, kind)))._one_row is None
+    assert Reader(decoder_of(LLAMA, getattr(torch, kind)))._one_token is None
 
 
 def test_so_are_weights_in_4_bits_and_compiled_blocks() -> None:
     packed = decoder_of(replace(LLAMA, width=64, hidden=64), torch.bfloat16, 4)
     assert isinstance(packed.embedding, QuantisedEmbedding)
-    assert Reader(packed)._one_row is None
+    assert Reader(packed)._one_token is None
     decoder = decoder_of(LLAMA, torch.float32)
     cache = Reader(decoder).cache
     assert suits(decoder, cache)
