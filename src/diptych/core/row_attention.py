@@ -55,6 +55,22 @@ def segments_of(plan: int) -> int:
 
 
 @exact
+def keep_own(plan: int, layer: int, head: int, scratch: int) -> None:
+    """Write the key and the value of a token to those of its text, for one head of them."""
+    about, row = ints(plan), ints(layer)
+    width, form = about[at.HEAD_DIM], about[at.NUMBERS]
+    key = about[at.PROJECTED] + (about[at.NUM_HEADS] + head) * width * 4
+    value, place = key + about[at.NUM_KV_HEADS] * width * 4, about[at.KEPT] + head * about[at.ROOM]
+    if row[at.KEY_NORM]:
+        normalise(key, scratch, width, layer + 8 * at.KEY_NORM, plan, False)
+        key = scratch
+    turned, place = scratch + width * 4, (place + about[at.POSITION] * width) * size_of(form)
+    turn(key, turned, plan, np.float32(1.0))
+    keep(turned, row[at.KEYS] + place, width, form)
+    keep(value, row[at.VALUES] + place, width, form)
+
+
+@exact
 def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None:
     """All heads that share one head of keys, over one segment of them.
 
@@ -70,17 +86,8 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
     count = min(at.SEGMENT, position + 1 - first)
     kept = about[at.KEPT] + head * about[at.ROOM]
     keys, values = row[at.KEYS] + kept * size, row[at.VALUES] + kept * size
-    heads, kv_heads = about[at.NUM_HEADS], about[at.NUM_KV_HEADS]
     projected, queries = about[at.PROJECTED], scratch
     scores = queries + group * width * 4
-    if first + count == position + 1:  # the token's own key and value come last
-        key, spare = projected + (heads + head) * width * 4, scores
-        if row[at.KEY_NORM]:
-            normalise(key, spare, width, layer + 8 * at.KEY_NORM, plan, False)
-            key = spare
-        turn(key, spare + width * 4, plan, np.float32(1.0))
-        keep(spare + width * 4, keys + position * width * size, width, form)
-        keep(projected + (heads + kv_heads + head) * width * 4, values + position * width * size, width, form)
     scale = np.float32(1.0) / np.sqrt(np.float32(width))
     for one in range(group):
         query, mine = projected + (head * group + one) * width * 4, queries + one * width * 4

@@ -6,10 +6,10 @@ all that it does. Here the token goes through every layer without one; weights, 
 Rows of several texts go side by side, so that weights are read from memory once for all; each has a table of its own
 (`row_of`), and gets the numbers that it would get alone, to the last bit.
 
-A layer is five phases: queries, keys and values; attention; the output; what is widened; what is narrowed. A phase is
-cut into shares that do not depend on each other, and whoever is free takes the next one: the thread that called, and
-the others as far as they are awake. So nothing waits for a thread that another program has put off its core, and sums
-are the same however many threads there are.
+A layer is six phases: queries, keys and values; keeping these two; attention; the output; what is widened; what is
+narrowed. A phase is cut into shares that do not depend on each other, and whoever is free takes the next one: the
+thread that called, and the others as far as they are awake. So nothing waits for a thread that another program has put
+off its core, and sums are the same however many threads there are.
 
 The tables are those of `core.row_plan`. Numba compiles `run` once a machine (`core.machine_code`); where that was done
 nothing here is imported.
@@ -28,7 +28,7 @@ from diptych.core.lanes import (
     swap_shared,
     write_shared,
 )
-from diptych.core.row_attention import attend, attended, segments_of
+from diptych.core.row_attention import attend, attended, keep_own, segments_of
 from diptych.core.row_math import (
     activate,
     exact,
@@ -93,6 +93,8 @@ def shares_of(phase: int, plan: int) -> int:
         for row in range(about[at.ROWS]):
             segments += segments_of(row_of(plan, row))
         return about[at.NUM_KV_HEADS] * segments
+    if phase == at.KEEP:
+        return about[at.ROWS]
     rows, threads = rows_of(phase, plan), about[at.THREADS]
     small = small_of(rows, threads)
     return threads + (rows - threads * large_of(rows, threads) + small - 1) // small
@@ -124,6 +126,10 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
     scratch = about[at.SCRATCH] + thread * about[at.SCRATCH_BYTES]
     made, found, x, packed = ints(scratch + at.MADE), scratch + at.FOUND, scratch + at.INPUT, scratch + about[at.PACKED]
     width, hidden = about[at.WIDTH], about[at.HIDDEN]
+    if phase == at.KEEP:
+        for head in range(about[at.NUM_KV_HEADS]):
+            keep_own(row_of(plan, share), table, head, x)
+        return
     if phase == at.ATTEND:
         row = 0
         while share >= about[at.NUM_KV_HEADS] * segments_of(row_of(plan, row)):

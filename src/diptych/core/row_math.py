@@ -84,17 +84,27 @@ def bfloat(x: np.float32) -> np.uint16:
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
+@exact
+def takes_pairs(weights: int, numbers: int) -> bool:
+    """Whether pairs of weights are multiplied in one instruction."""
+    if weights == at.BFLOAT:
+        return PAIRS_BFLOATS
+    return PAIRS_INTEGERS and weights == at.INT8 and numbers == at.BFLOAT
+
+
 @quick
 def pack(x: int, packed: int, count: int, weights: int, numbers: int) -> None:
     """Numbers as the other factor of the products that take pairs, where those are; their last `count` % BLOCK are
     taken as they are."""
     here, whole = floats(x), count // BLOCK * BLOCK
-    if PAIRS_BFLOATS and weights == at.BFLOAT:
+    if not takes_pairs(weights, numbers):
+        return
+    if weights == at.BFLOAT:
         high, low = bfloats(packed), bfloats(packed + 2 * whole)
         for place in range(whole):
             high[place] = bfloat(here[place])
             low[place] = bfloat(here[place] - widened(high[place]))
-    elif PAIRS_INTEGERS and weights == at.INT8 and numbers == at.BFLOAT:
+    else:
         integers, worth = int16s(packed), floats(packed + 2 * whole)
         for block in range(whole // BLOCK):
             first = block * BLOCK
@@ -162,8 +172,17 @@ def give(y: int, place: int, found: np.float32, matrix: int, numbers: int, adds:
 
 @exact
 def multiply(
-    matrix: int, first: int, last: int, x: int, packed: int, width: int, y: int, height: int, found: int, plan: int,
-    adds: bool
+    matrix: int,
+    first: int,
+    last: int,
+    x: int,
+    packed: int,
+    width: int,
+    y: int,
+    height: int,
+    found: int,
+    plan: int,
+    adds: bool,
 ) -> None:
     """y[n] = W[n] x + b[n] for rows of a matrix, and for each x; added to what is there, if `adds`.
 
@@ -175,10 +194,9 @@ def multiply(
     about, (weights, _, _) = ints(plan), matrix_at(matrix)
     rows, form, numbers = about[at.ROWS], about[at.WEIGHTS], about[at.NUMBERS]
     size, stride = size_of(form), packed_stride(width)
-    if rows > 1 and width % BLOCK == 0:
-        if PAIRS_BFLOATS and form == at.BFLOAT or PAIRS_INTEGERS and form == at.INT8 and numbers == at.BFLOAT:
-            multiply_tiles(matrix, first, last, packed, width, y, height, found, plan, adds)
-            first = last - (last - first) % at.TILE_DOWN
+    if rows > 1 and first < last and width % BLOCK == 0 and takes_pairs(form, numbers):
+        multiply_tiles(matrix, first, last, packed, width, y, height, found, plan, adds)
+        first = last - (last - first) % at.TILE_DOWN
     for row in range(first, last):
         for other in range(rows):
             mine = x + other * width * 4
@@ -190,7 +208,7 @@ def multiply(
 def multiply_tiles(
     matrix: int, first: int, last: int, packed: int, width: int, y: int, height: int, found: int, plan: int, adds: bool
 ) -> None:
-    """As `multiply`, for all rows of the matrix but the last `(last - first) % at.TILE_DOWN`, each read from memory once."""
+    """As `multiply`, for rows of the matrix in threes (TILE_DOWN), each read from memory once; one or two are left."""
     about, sums, (weights, _, _) = ints(plan), floats(found), matrix_at(matrix)
     rows, form, numbers = about[at.ROWS], about[at.WEIGHTS], about[at.NUMBERS]
     line, stride = width * size_of(form), packed_stride(width)

@@ -66,7 +66,7 @@ LAYER = VALUES + 1  # columns of a layer
 ) = range(41)
 DECODER = 41
 
-# A thread's scratch, in bytes: the ticket of the phase that it is made for, the sums of a tile, what a phase multiplies.
+# A thread's scratch, in bytes: the ticket of the phase that it is made for, sums of a tile, what a phase multiplies.
 MADE, FOUND, INPUT = 0, 64, 128
 TILE_DOWN, TILE_ACROSS = 3, 4  # rows of weights and of texts that are multiplied at once: the sums fill the registers
 
@@ -76,4 +76,4 @@ SEGMENT = 256  # keys of a share of attention
 # What threads share. Each number that many write is on a line of memory of its own.
 TICKET, DONE, PHASE, PHASE_LAYER, SHARES, PLAN, STOPPED = 0, 8, 16, 17, 18, 19, 24
 CONTROL = 32
-PHASES = (ATTEND_INPUT, ATTEND, ATTEND_OUTPUT, WIDEN, NARROW, PREDICT) = range(6)
+PHASES = (ATTEND_INPUT, KEEP, ATTEND, ATTEND_OUTPUT, WIDEN, NARROW, PREDICT) = range(7)

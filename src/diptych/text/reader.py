@@ -20,7 +20,7 @@ from diptych.core.few_queries import FEW
 from diptych.core.kernels import is_ours, onednn
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
-from diptych.text.one_token import OneToken, suits
+from diptych.text.few_tokens import MOST, FewTokens, suits
 
 FIRST_LENGTH = 128  # tokens of a slot before the cache grows
 CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
@@ -69,12 +69,12 @@ class Reader:
         )
         streaming = self.cache.streaming
         self.decoder, self.chunk = decoder, chunk if streaming is None else min(chunk, streaming.window)
-        self._one_token = OneToken(decoder, self.cache) if suits(decoder, self.cache) else None
+        self._few_tokens = FewTokens(decoder, self.cache) if suits(decoder, self.cache) else None
 
     def prepare(self) -> None:
-        """Compile what one token at a time needs, if that was never done on this machine: it takes seconds, which is
+        """Compile what a few tokens at a time need, if that was never done on this machine: it takes seconds, which is
         better told before a text begins than in its middle."""
-        if self._one_token is not None:
+        if self._few_tokens is not None:
             crew()
 
     @torch.inference_mode()
@@ -108,10 +108,15 @@ class Reader:
             self._call([Part(part.slot, part.tokens[:count]) for part, count in zip(behind, counts, strict=True)])
             rest = {part.slot: part.tokens[count:] for part, count in zip(behind, counts, strict=True)}
             parts = [Part(part.slot, rest.get(part.slot, part.tokens), part.wanted) for part in parts]
-        if self._one_token and all(len(part.tokens) == 1 for part in parts) and self._one_token.is_current():
-            return list(self._one_token.read([part.tokens[0] for part in parts], [part.slot for part in parts])[:, None])
-        logits = self._call(parts).cpu()
+        if self._few_tokens and self._are_few(parts) and self._few_tokens.is_current():
+            logits = self._few_tokens.read([part.tokens for part in parts], [part.slot for part in parts])
+        else:
+            logits = list(self._call(parts).cpu())
         return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
+
+    def _are_few(self, parts: Sequence[Part]) -> bool:
+        """Whether some texts go on by a few tokens; a prompt is always begun by torch."""
+        return sum(len(part.tokens) for part in parts) <= MOST and all(self.cache.lengths[part.slot] for part in parts)
 
     def _call(self, parts: Sequence[Part]) -> Tensor:
         """One call of the network: logits (B, P, V) after the last P tokens of each row, P the most that one wants."""
@@ -120,8 +125,8 @@ class Reader:
         rows = [part.tokens + [0] * (width - count) for part, count in zip(parts, counts, strict=True)]
         places = [[max(0, count - most + place) for place in range(most)] for count in counts]
         cache = self.cache.append([part.slot for part in parts], counts, width)
-        is_one_token = len(rows) * width == 1 and is_ours(next(self.decoder.parameters()))
-        with onednn(False) if is_one_token else nullcontext():
+        is_one_row = len(rows) * width == 1 and is_ours(next(self.decoder.parameters()))
+        with onednn(False) if is_one_row else nullcontext():
             logits: Tensor = self.decoder(
                 torch.tensor(rows, device=device),
                 positions=cache.positions,

@@ -14,7 +14,7 @@ from diptych.models import open_model
 from diptych.text import assembly
 from diptych.text.cache import CacheSettings
 from diptych.text.decoder import Decoder, DecoderConfig
-from diptych.text.one_token import OneToken, suits
+from diptych.text.few_tokens import MOST, FewTokens, suits
 from diptych.text.reader import Part, Reader
 
 LLAMA = DecoderConfig(
@@ -67,7 +67,7 @@ def decoder_of(config: DecoderConfig, dtype: torch.dtype, bits: int | None = Non
 
 def in_torch(decoder: Decoder) -> Reader:
     reader = Reader(decoder)
-    reader._one_token = None
+    reader._few_tokens = None
     return reader
 
 
@@ -88,7 +88,7 @@ def furthest(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_logits_are_those_of_torch_in_float32(config: DecoderConfig, bits: int | None) -> None:
     decoder = decoder_of(config, torch.float32, bits)
     reader = Reader(decoder)
-    assert isinstance(reader._one_token, OneToken)
+    assert isinstance(reader._few_tokens, FewTokens)
     tokens = [token * 31 % 97 for token in range(12)]
     found, expected = (read_on(one, [5, 6, 7], tokens) for one in (reader, in_torch(decoder)))
     assert furthest(found, expected) < 2e-5
@@ -103,7 +103,7 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_torchs(config: DecoderConfi
     tokens = [token * 31 % 97 for token in range(12)]
     exact = read_on(in_torch(wide), [5, 6, 7], tokens)
     found, theirs = (read_on(one, [5, 6, 7], tokens) for one in (Reader(narrow), in_torch(narrow)))
-    assert isinstance(Reader(narrow)._one_token, OneToken)
+    assert isinstance(Reader(narrow)._few_tokens, FewTokens)
     difference, torchs = (found - exact).square().mean(), (theirs - exact).square().mean()
     assert 0 < difference < torchs
 
@@ -146,14 +146,14 @@ def test_sums_do_not_depend_on_how_many_threads_there_are(monkeypatch: pytest.Mo
     decoder, tokens = decoder_of(SWITCHES["qwen3"], torch.bfloat16), list(range(40))
     found = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr("diptych.text.one_token.num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("diptych.text.few_tokens.num_threads", lambda threads=threads: threads)
         found.append(read_on(Reader(decoder), [5, 6, 7], tokens))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
 def test_texts_written_in_threads_of_the_program_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.text.one_token.num_threads", lambda: 2)
+    monkeypatch.setattr("diptych.text.few_tokens.num_threads", lambda: 2)
     decoders = [decoder_of(config, torch.float32) for config in (LLAMA, GPT2, SWITCHES["qwen3"])]
     alone = [read_on(Reader(decoder), [1, 2], list(range(60))) for decoder in decoders]
     found: dict[int, torch.Tensor] = {}
@@ -179,8 +179,8 @@ def test_a_row_has_no_tensor_but_the_decoders_own() -> None:
     assert not torch.equal(before, after)
     assert furthest(after, read_on(in_torch(decoder), [5], [6])) < 2e-5
     down.weight = torch.nn.Parameter(down.weight * 2, requires_grad=False)
-    assert reader._one_token is not None
-    assert not reader._one_token.is_current()
+    assert reader._few_tokens is not None
+    assert not reader._few_tokens.is_current()
     assert furthest(read_on(reader, [5], [6]), before) < 2e-5
 
 
@@ -210,18 +210,18 @@ def test_an_adapter_is_seen_while_it_is_attached() -> None:
 )
 def test_what_is_no_plain_transformer_over_a_plain_cache_is_left_to_torch(overrides: dict, settings: dict) -> None:
     decoder = Decoder(DecoderConfig.from_dict(LLAMA.to_dict() | overrides)).eval()
-    assert Reader(decoder, settings=CacheSettings(**settings))._one_token is None
+    assert Reader(decoder, settings=CacheSettings(**settings))._few_tokens is None
 
 
 @pytest.mark.parametrize("kind", ["float64", "float16"])
 def test_so_are_other_numbers(kind: str) -> None:
-    assert Reader(decoder_of(LLAMA, getattr(torch, kind)))._one_token is None
+    assert Reader(decoder_of(LLAMA, getattr(torch, kind)))._few_tokens is None
 
 
 def test_so_are_weights_in_4_bits_and_compiled_blocks() -> None:
     packed = decoder_of(replace(LLAMA, width=64, hidden=64), torch.bfloat16, 4)
     assert isinstance(packed.embedding, QuantisedEmbedding)
-    assert Reader(packed)._one_token is None
+    assert Reader(packed)._few_tokens is None
     decoder = decoder_of(LLAMA, torch.float32)
     cache = Reader(decoder).cache
     assert suits(decoder, cache)
@@ -243,3 +243,57 @@ def test_quill_writes_the_same_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (ours, probability), (theirs, expected) = traces
     assert ours == theirs
     torch.testing.assert_close(probability, expected, rtol=1e-4, atol=1e-6)
+
+
+def ways_on(reader: Reader, steps: list[dict[int, list[int]]]) -> dict[int, torch.Tensor]:
+    """The logits after each token of texts of different lengths, which go on by so many tokens in each call; text 1
+    begins far enough to have two segments of keys."""
+    found: dict[int, list[torch.Tensor]] = {}
+    for text, count in enumerate((3, 270, 11, 1, 20)):
+        reader.read([Part(reader.cache.reserve(count), [(text + place * place) % 97 for place in range(count)])])
+    for step in steps:
+        parts = [Part(text, tokens, wanted=len(tokens)) for text, tokens in step.items()]
+        for part, logits in zip(parts, reader.read(parts), strict=True):
+            found.setdefault(part.slot, []).append(logits)
+    return {text: torch.cat(logits) for text, logits in found.items()}
+
+
+TOKENS = {text: [(7 * text + 31 * place) % 97 for place in range(6)] for text in range(5)}
+TOGETHER = {
+    "side by side": [{text: tokens[place : place + 1] for text, tokens in TOKENS.items()} for place in range(6)],
+    "several of each": [{text: tokens[place : place + 3] for text, tokens in TOKENS.items()} for place in (0, 3)],
+    "more and fewer": [{0: TOKENS[0], 1: TOKENS[1][:2], 2: TOKENS[2]}, {1: TOKENS[1][2:], 3: TOKENS[3], 4: TOKENS[4]}],
+}
+WIDE = {  # rows of whole blocks are multiplied in tiles
+    "llama": replace(LLAMA, width=128, hidden=192),
+    "gpt2": replace(GPT2, width=64, hidden=256, num_heads=4, num_kv_heads=4),
+    "qwen3": replace(LLAMA, width=64, has_qk_norm=True, head_dim=64, num_heads=3, num_kv_heads=1, hidden=128),
+    "caps": replace(LLAMA, width=192, attention_softcap=5.0, logit_softcap=3.0, ties_embeddings=False),
+    "rows that end within a block": LLAMA,
+}
+
+
+@pytest.mark.parametrize("steps", TOGETHER.values(), ids=TOGETHER)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "8 bits"])
+@pytest.mark.parametrize("config", WIDE.values(), ids=WIDE)
+def test_a_token_gets_the_same_bits_alone_and_among_others(config: DecoderConfig, kind: str, steps: list) -> None:
+    dtype, bits = (torch.float32, None) if kind == "float32" else (torch.bfloat16, 8 if kind == "8 bits" else None)
+    decoder = decoder_of(config, dtype, bits)
+    alone = [{text: [token]} for text, tokens in TOKENS.items() for token in tokens]
+    expected, found = (ways_on(Reader(decoder), calls) for calls in (alone, steps))
+    assert all(torch.equal(found[text], logits) for text, logits in expected.items())
+    theirs, bound = ways_on(in_torch(decoder), alone), 1e-4 if dtype == torch.float32 else 0.2
+    assert all(furthest(found[text], logits) < bound for text, logits in theirs.items())
+
+
+def test_of_more_tokens_than_are_few_torch_takes_care() -> None:
+    decoder = decoder_of(LLAMA, torch.float32)
+    readers, rows = (Reader(decoder, 30), in_torch(decoder)), MOST + 1
+    found = []
+    for reader in readers:
+        for text in range(rows):
+            reader.read([Part(reader.cache.reserve(1), [text])])
+        found.append([reader.read([Part(text, [2 * text]) for text in range(count)]) for count in (rows, MOST)])
+    (many, few), (same, near) = found
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(many, same, strict=True))
+    assert all(0 < furthest(ours, theirs) < 2e-5 for ours, theirs in zip(few, near, strict=True))

@@ -1,8 +1,8 @@
-"""Writing texts a token at a time: the decoder by one call of compiled code (`core.row_kernel`).
+"""Reading a few tokens, as writing does: the decoder by one call of compiled code (`core.row_kernel`).
 
-Here is decided which decoders that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32 or
-8 bits, over a cache that keeps all of a text as it is. All others, and whatever reads more than one token of a text, go
-through torch; both give the same logits within rounding.
+Here is decided what that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32 or 8 bits,
+over a cache that keeps all of a text as it is, and up to MOST tokens that go on from there: the next one of each of
+some texts, or one and those drafted after it. All others go through torch; both give the same logits within rounding.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,11 @@ TAKES |= {nn.Linear, Int8Linear, nn.Embedding, QuantisedEmbedding}
 TURNS = 256  # positions whose angles are computed together
 MATRIX, NORM = ("weight", "scale", "bias"), ("weight", "bias")  # in the order of the tables
 LINE = 16  # numbers of a line of memory
+MOST = 16  # tokens; of more, large models are read faster by torch
 
 
 def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
-    """Whether one token of each text goes through the compiled kernel."""
+    """Whether a few tokens go through the compiled kernel."""
     kinds = {type(module) for module in decoder.modules()}
     if not is_here() or kinds - TAKES or {nn.Linear, Int8Linear} <= kinds:
         return False
@@ -51,7 +52,7 @@ def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
     )
 
 
-class OneToken:
+class FewTokens:
     """A decoder and a cache that `suits`, as the kernel's tables. The weights stay where they are."""
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
@@ -115,10 +116,12 @@ class OneToken:
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def read(self, tokens: Sequence[int], slots: Sequence[int]) -> Tensor:
-        """The logits for what follows the next token of each of some texts: (B, V), float32."""
-        cache, config, rows = self._cache, self._decoder.config, len(tokens)
-        positions = cache.extend(slots, [1] * rows)
+    def read(self, texts: Sequence[Sequence[int]], slots: Sequence[int]) -> list[Tensor]:
+        """The logits for what follows each of the next tokens of some texts: (T, V), float32, for each."""
+        cache, config, counts = self._cache, self._decoder.config, [len(tokens) for tokens in texts]
+        starts, rows = cache.extend(slots, counts), sum(counts)
+        positions = [start + place for start, count in zip(starts, counts, strict=True) for place in range(count)]
+        slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         if rows > len(self._plans):
             self._make_room(rows)
             self._length = 0
@@ -127,14 +130,14 @@ class OneToken:
         plans = self._plans[:rows]
         logits = torch.empty(rows, config.vocab_size, dtype=torch.float32)
         plans[0, at.ROWS] = rows
-        plans[:, at.TOKEN], plans[:, at.POSITION] = tokens, positions
+        plans[:, at.TOKEN], plans[:, at.POSITION] = [token for tokens in texts for token in tokens], positions
         plans[:, at.LOGITS] = logits.data_ptr() + 4 * config.vocab_size * np.arange(rows)
         plans[:, at.KEPT] = np.array(slots) * (config.num_kv_heads * plans[0, at.ROOM])
         if config.position == "rotary":
             plans[:, at.COS] = self._turns_at(positions, slots)
             plans[:, at.SIN] = plans[:, at.COS] + 4 * config.head_dim
         crew().run(plans.ctypes.data, int(plans[0, at.THREADS]))
-        return logits
+        return list(logits.split(counts))
 
     def _find_cache(self) -> None:
         """Where keys and values are, now that the cache has grown."""
