@@ -6,10 +6,11 @@ from diptych.text.reader import Part, Reader, together
 
 
 class Counting(Reader):
-    """Notes the shape of each call."""
+    """Notes the shape of each call; all go through torch, where they are seen."""
 
     def __init__(self, decoder):
         super().__init__(decoder)
+        self._few_tokens = None
         self.shapes = []
         decoder = self.decoder
 
