@@ -131,6 +131,27 @@ def test_a_long_text_is_read_in_segments_from_a_cache_that_grows(kind: str) -> N
     assert furthest(ours, theirs) < (2e-5 if kind == "float32" else 0.1)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("group", "head_dim"), [(1, 64), (2, 128), (3, 64), (4, 64), (5, 64), (8, 64), (3, 72), (5, 8)]
+)
+def test_queries_of_a_group_see_whole_and_broken_segments(group: int, head_dim: int, kind: str) -> None:
+    """Up to one key more and one less than whole lanes, pairs and segments of 256. In torch the same weights, keys and
+    values are float32: in bfloat16 only the token's own key and value are rounded."""
+    config = replace(LLAMA, width=64, hidden=64, num_heads=2 * group, head_dim=head_dim, num_layers=1, position="none")
+    decoder, wide = decoder_of(config, getattr(torch, kind)), decoder_of(config, getattr(torch, kind)).float()
+    for length in (14, 15, 16, 30, 254, 255, 256, 271, 511):
+        prompt = [place * place % 97 for place in range(length)]
+        ours, exact = Reader(decoder), in_torch(wide)
+        for reader in (ours, exact):
+            reader.read([Part(reader.cache.reserve(length), prompt)])
+        with torch.inference_mode():
+            exact.cache.keys[0].whole.copy_(ours.cache.keys[0].whole)
+            exact.cache.values[0].whole.copy_(ours.cache.values[0].whole)
+        found, expected = (reader.read([Part(0, [7])])[0] for reader in (ours, exact))
+        assert furthest(found, expected) < (2e-5 if kind == "float32" else 4e-3)
+
+
 @pytest.mark.parametrize("scaling", ["linear", "ntk", "dynamic", "yarn", "llama3"])
 def test_scaled_positions(scaling: str) -> None:
     about = {"kind": scaling, "factor": 4.0}

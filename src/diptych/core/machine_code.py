@@ -20,7 +20,15 @@ from platformdirs import user_cache_path
 
 from diptych.core.files import write_atomically
 
-SOURCES = ("machine_code.py", "lanes.py", "row_plan.py", "row_math.py", "row_attention.py", "row_kernel.py")
+SOURCES = (
+    "machine_code.py",
+    "lanes.py",
+    "attention_lanes.py",
+    "row_plan.py",
+    "row_math.py",
+    "row_attention.py",
+    "row_kernel.py",
+)
 _owners: list[Any] = []  # of the code in memory
 
 

@@ -1,5 +1,7 @@
 """Attention of one row over all that its text has been: a share is one head of keys over one segment of them.
 
+Far into a text this is most of what is read from memory besides weights, so it must take no longer than reading does.
+
 What shares give is put together by whoever needs it (`attended`), so they do not wait for each other, and sums are the
 same whoever takes which. The tables are those of `core.row_plan`.
 """
@@ -7,16 +9,17 @@ same whoever takes which. The tables are those of `core.row_plan`.
 import numpy as np
 
 from diptych.core import row_plan as at
-from diptych.core.lanes import (
-    BLOCK,
-    LANES,
-    PAIRS_BFLOATS,
-    dot_keys,
-    floats,
-    ints,
-    weighted_bfloats,
-    weighted_floats,
+from diptych.core.attention_lanes import (
+    QUERIES,
+    bring,
+    dot_bfloat_keys,
+    dot_float_keys,
+    sum_bfloat_values,
+    sum_float_values,
+    weigh_bfloats,
+    weigh_floats,
 )
+from diptych.core.lanes import BLOCK, LANES, LINE, PAIRS_BFLOATS, bfloats, floats, ints
 from diptych.core.row_math import (
     dot,
     exact,
@@ -25,28 +28,14 @@ from diptych.core.row_math import (
     normalise,
     number,
     pack,
-    quick,
     raised,
     size_of,
     tanh,
     turn,
+    widened,
 )
 
-
-@quick
-def add_values(sums: int, odds: int, values: int, count: int, width: int, form: int) -> None:
-    """sums = odds of keys times their values."""
-    out, odd, size, whole = floats(sums), floats(odds), size_of(form), width // BLOCK * BLOCK
-    for place in range(0, whole, BLOCK):
-        if form == at.BFLOAT:
-            weighted_bfloats(values + place * size, width * size, odds, count, sums + place * 4)
-        else:
-            weighted_floats(values + place * size, width * size, odds, count, sums + place * 4)
-    for place in range(whole, width):
-        out[place] = np.float32(0.0)
-    for key in range(count):
-        for place in range(whole, width):
-            out[place] += odd[key] * number(values, key * width + place, form)
+LOWEST = np.float32(-3e38)  # a score whose odds are 0
 
 
 @exact
@@ -96,40 +85,93 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
             query = scores
         turn(query, mine, plan, scale)
         pack(mine, packed + one * width * 4, width, form, form)
-    whole = count // LANES * LANES if PAIRS_BFLOATS and form == at.BFLOAT and width % BLOCK == 0 else 0
+    here = values + first * width * size
+    score(keys + first * width * size, here, count, group, queries, packed, scores, plan)
+    partial = about[at.PARTIAL] + (head * group * segments + segment) * (width + 2) * 4
+    further = segments * (width + 2) * 4
+    weigh(scores, count, group, partial, further, plan)
+    soon, ahead = here, share + about[at.THREADS]  # keys that this thread is likely to read next
+    if ahead < about[at.NUM_KV_HEADS] * segments:
+        kept = about[at.KEPT] + ahead // segments * about[at.ROOM]
+        soon = row[at.KEYS] + (kept + ahead % segments * at.SEGMENT * width) * size
+    add_values(here, count, group, scores, partial + 8, further, soon, plan)
+
+
+@exact
+def score(keys: int, values: int, count: int, group: int, queries: int, packed: int, scores: int, plan: int) -> None:
+    """Products of all queries of a group with keys; meanwhile the values are asked for."""
+    about, step = ints(plan), 4 * at.SEGMENT
+    width, form = about[at.HEAD_DIM], about[at.NUMBERS]
+    stride = width * size_of(form)
+    whole, lines = count // LANES * LANES if width % BLOCK == 0 else 0, LANES * stride // LINE
     for key in range(0, whole, LANES):
         for one in range(group):
-            query, mine = packed + one * width * 4, scores + (one * at.SEGMENT + key) * 4
-            dot_keys(keys + (first + key) * width * 2, query, query + 2 * width, width, mine)
+            begin, end = lines * one // group, lines * (one + 1) // group
+            if begin < end:
+                bring(values + key * stride + begin * LINE, end - begin)
+            query, mine, found = queries + one * width * 4, packed + one * width * 4, scores + one * step + key * 4
+            if form == at.FLOAT:
+                dot_float_keys(keys + key * stride, query, query, width, found)
+            elif PAIRS_BFLOATS:
+                dot_bfloat_keys(keys + key * stride, mine, mine + 2 * width, width, found)
+            else:
+                dot_bfloat_keys(keys + key * stride, query, query, width, found)
     for key in range(whole, count):
-        address = keys + (first + key) * width * size
         for one in range(group):
             query, mine = queries + one * width * 4, packed + one * width * 4
-            floats(scores)[one * at.SEGMENT + key] = dot(address, query, mine, width, form, form)
-    cap = fraction(plan, at.SCORE_CAP)
+            floats(scores + one * step)[key] = dot(keys + key * stride, query, mine, width, form, form)
+
+
+@exact
+def weigh(scores: int, count: int, group: int, partial: int, further: int, plan: int) -> None:
+    """Odds in place of scores, up to what they add up to, which is written with the largest score."""
+    cap, padded = fraction(plan, at.SCORE_CAP), -(-count // LANES) * LANES
     for one in range(group):
-        mine = floats(scores + one * at.SEGMENT * 4)
+        here = scores + one * 4 * at.SEGMENT
+        mine = floats(here)
         if cap > 0:
             for key in range(count):
                 mine[key] = cap * tanh(mine[key] / cap)
-        partial = about[at.PARTIAL] + ((head * group + one) * segments + segment) * (width + 2) * 4
-        out = floats(partial)
-        out[0], out[1] = weigh(scores + one * at.SEGMENT * 4, count)
-        add_values(partial + 8, scores + one * at.SEGMENT * 4, values + first * width * size, count, width, form)
+        for key in range(count, padded):
+            mine[key] = LOWEST
+        if ints(plan)[at.NUMBERS] == at.BFLOAT:
+            weigh_bfloats(here, padded, partial + one * further)
+        else:
+            weigh_floats(here, padded, partial + one * further)
 
 
-@quick
-def weigh(scores: int, count: int) -> tuple[np.float32, np.float32]:
-    """exp(score - largest) in place of scores; the largest, and the sum of the others."""
-    mine = floats(scores)
-    largest = mine[0]
-    for key in range(1, count):
-        largest = max(largest, mine[key])
-    total = np.float32(0.0)
-    for key in range(count):
-        mine[key] = raised(mine[key] - largest)
-        total += mine[key]
-    return largest, total
+@exact
+def add_values(values: int, count: int, group: int, scores: int, sums: int, further: int, soon: int, plan: int) -> None:
+    """Sums of values by the odds of each query; meanwhile what is at `soon` is asked for."""
+    about, step = ints(plan), 4 * at.SEGMENT
+    width, form = about[at.HEAD_DIM], about[at.NUMBERS]
+    size, whole = size_of(form), width // BLOCK * BLOCK
+    stride = width * size
+    for place in range(0, whole, BLOCK):
+        here, next_ = values + place * size, soon + place * size
+        for one in range(0, group, QUERIES):
+            many, odds, out = min(QUERIES, group - one), scores + one * step, sums + one * further + place * 4
+            if form == at.BFLOAT:
+                sum_bfloat_values(here, stride, count, odds, step, out, further, many, next_)
+            else:
+                sum_float_values(here, stride, count, odds, step, out, further, many, next_)
+    for one in range(group):
+        rest = floats(sums + one * further)
+        for place in range(whole, width):
+            rest[place] = np.float32(0.0)
+        for key in range(count):
+            odd = odd_of(scores + one * step, key, form)
+            for place in range(whole, width):
+                rest[place] += odd * number(values, key * width + place, form)
+
+
+@exact
+def odd_of(odds: int, key: int, form: int) -> np.float32:
+    """One of the odds that `weigh` wrote: where pairs are multiplied, LANES upper halves before LANES lower ones."""
+    if form == at.BFLOAT and PAIRS_BFLOATS:
+        place = key // LANES * 2 * LANES + key % LANES
+        return widened(bfloats(odds)[place]) + widened(bfloats(odds)[place + LANES])
+    return floats(odds)[key]
 
 
 @exact

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diptych.core.large_pages import zeros
+
 LEVELS = 127
 
 
@@ -24,9 +26,9 @@ class Kept:
     def __init__(
         self, shape: tuple[int, int, int, int], device: torch.device | str, dtype: torch.dtype, *, is_int8: bool = False
     ) -> None:
-        self._parts = [torch.zeros(shape, device=device, dtype=torch.int8 if is_int8 else dtype)]
+        self._parts = [zeros(shape, torch.int8 if is_int8 else dtype, device)]
         if is_int8:
-            self._parts.append(torch.zeros((*shape[:3], 1), device=device, dtype=dtype))
+            self._parts.append(zeros((*shape[:3], 1), dtype, device))
 
     @property
     def is_packed(self) -> bool:
@@ -53,7 +55,7 @@ class Kept:
         """Make room. It is filled with 0."""
         for index, part in enumerate(self._parts):
             old_slots, heads, old_length, last = part.shape
-            self._parts[index] = part.new_zeros((slots, heads, max(length, old_length), last))
+            self._parts[index] = zeros((slots, heads, max(length, old_length), last), part.dtype, part.device)
             self._parts[index][:old_slots, :, :old_length] = part
 
     def copy(self, source: int, slot: int, length: int) -> None:

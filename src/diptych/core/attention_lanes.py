@@ -1,0 +1,346 @@
+"""What attention of a few queries does with memory: products with keys, odds, sums of values, in whole lanes.
+
+Each key and each value is read from memory once, for all queries that look at it; and what is needed next is asked for
+in time, since a processor that waits for memory cannot look as far ahead as memory is away.
+
+Where the processor multiplies pairs of bfloat16, both sums are made of them, the other factor in two halves: a query's
+own, and odds of two keys beside each other, for which two rows of values are interleaved.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from diptych.core.lanes import (
+    BLOCK,
+    CONTRACT,
+    FLOAT,
+    HALF,
+    INT,
+    LANES,
+    LINE,
+    LONG,
+    PAIRED_BFLOATS,
+    PAIRS_BFLOATS,
+    VECTOR,
+    WORD,
+    WORDS,
+    ZEROS,
+    Typed,
+    _Bfloat,
+    _bfloat_pairs,
+    _bring,
+    _each,
+    _llvm,
+    _read,
+    _read_bfloats,
+    _read_floats,
+    _times_floats,
+)
+
+QUERIES = 4  # that share a reading of values: their sums fill the registers
+
+
+def _constant(number: float) -> Any:
+    return ir.Constant(VECTOR, [number] * LANES)
+
+
+def _loop(builder: Any, count: Any, sums: int, step: Callable[..., Any]) -> list[Any]:
+    """`sums` vectors out of zeros and `count` steps, at least one: (place, vectors so far) -> vectors."""
+    start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    place, totals = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(sums)]
+    grown = step(place, totals)
+    following, end = builder.add(place, LONG(1)), builder.block
+    place.add_incoming(LONG(0), start)
+    place.add_incoming(following, end)
+    for total, more in zip(totals, grown, strict=True):
+        total.add_incoming(ZEROS, start)
+        total.add_incoming(more, end)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
+    return grown
+
+
+def _store(builder: Any, vector: Any, address: Any) -> None:
+    builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=1)
+
+
+@intrinsic
+def bring(context: Any, address: Any, lines: Any) -> Typed:
+    """Ask for lines of memory, at least one, without waiting for them."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address, lines = values
+
+        def step(place: Any, totals: list[Any]) -> list[Any]:
+            _bring(builder, builder.add(address, builder.mul(place, LONG(LINE))))
+            return []
+
+        _loop(builder, lines, 0, step)
+        return context.get_dummy_value()
+
+    return types.void(INT, INT), code
+
+
+def _together(builder: Any, vectors: list[Any]) -> Any:
+    """The sums of LANES vectors, as one vector. Two become one at a time: lanes of one beside lanes of the other, plus
+    the lanes that are left, which are 1, 2, 4 and 8 away."""
+    away = 1
+    while len(vectors) > 1:
+        lanes = [lane + LANES * bool(lane & away) for lane in range(LANES)]
+        own, others = ir.Constant(WORDS, lanes), ir.Constant(WORDS, [lane ^ away for lane in lanes])
+        vectors = [
+            builder.fadd(builder.shuffle_vector(*pair, own), builder.shuffle_vector(*pair, others))
+            for pair in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        away *= 2
+    return vectors[0]
+
+
+def _keys_product(size: int, numbers: int, step: Callable[..., Any]) -> Any:
+    """An intrinsic: the products of LANES keys, one after the other, with a query. `width`, a multiple of BLOCK, is
+    that of both; the query is at two addresses, or twice at one.
+
+    Args:
+        size: bytes of a number of a key, and of one of the query.
+        numbers: that a step takes.
+    """
+
+    @intrinsic
+    def keys_product(context: Any, keys: Any, query: Any, more: Any, width: Any, scores: Any) -> Typed:
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            keys, query, more, width, scores = values
+            stride = builder.mul(width, LONG(size))
+
+            def grow(place: Any, totals: list[Any]) -> list[Any]:
+                first = builder.mul(place, LONG(numbers * size))
+                halves = [builder.add(half, builder.mul(place, LONG(64))) for half in (query, more)]
+                begins = [builder.add(builder.add(keys, first), builder.mul(stride, LONG(key))) for key in range(LANES)]
+                return [step(builder, total, [key, *halves]) for total, key in zip(totals, begins, strict=True)]
+
+            steps = builder.udiv(width, LONG(numbers))
+            _store(builder, _together(builder, _loop(builder, steps, LANES, grow)), scores)
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 5), code
+
+    return keys_product
+
+
+dot_float_keys = _keys_product(4, LANES, _times_floats(_read_floats))
+dot_bfloat_keys = (
+    _keys_product(2, 2 * LANES, _bfloat_pairs)
+    if PAIRS_BFLOATS
+    else _keys_product(2, LANES, _times_floats(_read_bfloats))
+)
+
+
+def _raised(builder: Any, x: Any) -> Any:
+    """exp(x) for x <= 0, as `row_math.raised` has it, but 0 where that is as good as 0."""
+
+    def plus(a: Any, x: Any, b: Any) -> Any:
+        return builder.fadd(builder.fmul(a, x, CONTRACT), b, CONTRACT)
+
+    is_nothing = builder.fcmp_ordered("<", x, _constant(-87.0))
+    x = builder.select(is_nothing, _constant(-87.0), x)
+    floor = _llvm(builder, f"floor.v{LANES}f32", VECTOR, VECTOR)
+    n = builder.call(floor, [plus(x, _constant(1.44269504), _constant(0.5))])
+    x = plus(n, _constant(-0.693359375), x)
+    x = plus(n, _constant(2.12194440e-4), x)
+    y = _constant(1.9875691500e-4)
+    for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = plus(y, x, _constant(term))
+    y = builder.fadd(plus(builder.fmul(y, x), x, x), _constant(1.0))
+    bits = builder.shl(builder.add(builder.fptosi(n, WORDS), ir.Constant(WORDS, [127] * LANES)), _words(23))
+    return builder.select(is_nothing, ZEROS, builder.fmul(y, builder.bitcast(bits, VECTOR)))
+
+
+def _words(number: int) -> Any:
+    return ir.Constant(WORDS, [number] * LANES)
+
+
+def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
+    """Numbers as two vectors of 16 bits: bfloat16 by their upper halves, and the nearest to what these leave."""
+    bits, halves, kind = builder.bitcast(x, WORDS), ir.VectorType(HALF, LANES), ir.VectorType(_Bfloat(), LANES)
+    upper = builder.trunc(builder.lshr(bits, _words(16)), halves)
+    rest = builder.fsub(x, builder.bitcast(builder.and_(bits, _words(0xFFFF0000)), VECTOR))
+    nearest = _llvm(builder, "x86.avx512bf16.cvtneps2bf16.512", kind, VECTOR)
+    return upper, builder.bitcast(builder.call(nearest, [rest]), halves)
+
+
+def _weigh(splits: bool) -> Any:
+    @intrinsic
+    def weigh(context: Any, scores: Any, count: Any, out: Any) -> Typed:
+        """exp(score - largest) in place of scores; at `out` the largest, and the sum of the others. `count` is a
+        multiple of LANES."""
+
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            scores, count, out = values
+            vectors, lowest = builder.udiv(count, LONG(LANES)), _constant(-3e38)
+
+            def at(place: Any) -> Any:
+                return builder.add(scores, builder.mul(place, LONG(4 * LANES)))
+
+            start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            place, so_far = builder.phi(LONG), builder.phi(VECTOR)
+            score = _read_floats(builder, at(place))
+            most = builder.select(builder.fcmp_ordered(">", score, so_far), score, so_far)
+            following = builder.add(place, LONG(1))
+            for phi, first, later in ((place, LONG(0), following), (so_far, lowest, most)):
+                phi.add_incoming(first, start)
+                phi.add_incoming(later, loop)
+            builder.cbranch(builder.icmp_signed("<", following, vectors), loop, after)
+            builder.position_at_end(after)
+            largest = builder.call(
+                _llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
+            )
+            builder.store(largest, builder.inttoptr(out, FLOAT.as_pointer()), align=4)
+            each = _each(builder, out)
+
+            def grow(place: Any, totals: list[Any]) -> list[Any]:
+                here = at(place)
+                odds = _raised(builder, builder.fsub(_read_floats(builder, here), each))
+                if splits:
+                    for half, offset in zip(_halves(builder, odds), (0, 2 * LANES), strict=True):
+                        _store(builder, half, builder.add(here, LONG(offset)))
+                else:
+                    _store(builder, odds, here)
+                return [builder.fadd(totals[0], odds)]
+
+            (total,) = _loop(builder, vectors, 1, grow)
+            add_up = _llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
+            total = builder.call(add_up, [FLOAT(0.0), total], fastmath=("reassoc",))
+            builder.store(total, builder.inttoptr(builder.add(out, LONG(4)), FLOAT.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(INT, INT, INT), code
+
+    return weigh
+
+
+weigh_floats, weigh_bfloats = _weigh(False), _weigh(PAIRS_BFLOATS)
+
+
+def _values_sum(size: int, sum_up: Callable[..., list[Any]]) -> Any:
+    """An intrinsic: sums of BLOCK numbers of `count` rows of values, `stride` bytes one after the other, each times its
+    odds, for up to QUERIES queries. Odds and sums of a query lie `further` and `next_sums` bytes after those of the one
+    before. As many lines at `soon`, also `stride` bytes one after the other, are asked for.
+
+    Args:
+        size: bytes of a number.
+        sum_up: (builder, queries, size, addresses and counts) -> vectors, query by query.
+    """
+
+    @intrinsic
+    def values_sum(
+        context: Any,
+        values: Any,
+        stride: Any,
+        count: Any,
+        odds: Any,
+        further: Any,
+        sums: Any,
+        next_sums: Any,
+        queries: Any,
+        soon: Any,
+    ) -> Typed:
+        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            values, stride, count, odds, further, sums, next_sums, queries, soon = given
+            for many in range(1, QUERIES + 1):
+                with builder.if_then(builder.icmp_signed("==", queries, LONG(many))):
+                    found = sum_up(builder, many, size, values, stride, count, odds, further, soon)
+                    for index, total in enumerate(found):
+                        query, part = divmod(index, BLOCK // LANES)
+                        there = builder.add(sums, builder.mul(next_sums, LONG(query)))
+                        _store(builder, total, builder.add(there, LONG(4 * LANES * part)))
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 9), code
+
+    return values_sum
+
+
+def _one_by_one(read: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """A row of values at a time, widened by `read`."""
+
+    def sum_up(
+        builder: Any, many: int, size: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
+    ) -> list[Any]:
+        def grow(row: Any, totals: list[Any]) -> list[Any]:
+            offset = builder.mul(row, stride)
+            for line in range(0, BLOCK * size, LINE):
+                _bring(builder, builder.add(soon, builder.add(offset, LONG(line))))
+            here = builder.add(values, offset)
+            parts = [read(builder, builder.add(here, LONG(part * size))) for part in range(0, BLOCK, LANES)]
+            grown: list[Any] = []
+            for query in range(many):
+                place = builder.add(builder.mul(further, LONG(query)), builder.mul(row, LONG(4)))
+                odd = _each(builder, builder.add(odds, place))
+                for part in parts:
+                    total = totals[len(grown)]
+                    grown.append(builder.fadd(total, builder.fmul(part, odd, CONTRACT), CONTRACT))
+            return grown
+
+        return _loop(builder, count, many * BLOCK // LANES, grow)
+
+    return sum_up
+
+
+def _in_pairs(
+    builder: Any, many: int, size: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
+) -> list[Any]:
+    """Two rows of values at a time, their numbers in turn; the last of an odd count is beside itself, with no odds."""
+    halves = ir.VectorType(HALF, 2 * LANES)
+    index = ir.VectorType(WORD, 2 * LANES)
+    # Within each 16 bytes of two rows, their lower or upper numbers in turn: one instruction.
+    lower = [base + step + row * 2 * LANES for base in range(0, 2 * LANES, 8) for step in range(4) for row in range(2)]
+    masks = [ir.Constant(index, lower), ir.Constant(index, [place + 4 for place in lower])]
+    multiply = _llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
+
+    def grow(pair: Any, totals: list[Any]) -> list[Any]:
+        row = builder.shl(pair, LONG(1))
+        offset = builder.mul(row, stride)
+        for one in range(2):
+            for line in range(0, BLOCK * size, LINE):
+                ahead = builder.add(soon, builder.add(offset, LONG(line)))
+                _bring(builder, builder.add(ahead, stride) if one else ahead)
+        here = builder.add(values, offset)
+        has_next = builder.icmp_signed("<", builder.add(row, LONG(1)), count)
+        rows = [here, builder.add(here, builder.select(has_next, stride, LONG(0)))]
+        parts = []
+        for part in range(0, BLOCK * size, LINE):
+            both = [_read(builder, builder.add(one, LONG(part)), halves) for one in rows]
+            parts += [builder.bitcast(builder.shuffle_vector(*both, mask), PAIRED_BFLOATS) for mask in masks]
+        place = builder.add(
+            builder.shl(builder.lshr(pair, LONG(3)), LONG(6)), builder.shl(builder.and_(pair, LONG(7)), LONG(2))
+        )
+        grown: list[Any] = []
+        for query in range(many):
+            begin = builder.add(odds, builder.add(builder.mul(further, LONG(query)), place))
+            upper, lower = (
+                builder.bitcast(_each(builder, builder.add(begin, LONG(half))), PAIRED_BFLOATS)
+                for half in (0, 2 * LANES)
+            )
+            for part in parts:
+                total = builder.call(multiply, [totals[len(grown)], part, upper])
+                grown.append(builder.call(multiply, [total, part, lower]))
+        return grown
+
+    pairs = builder.lshr(builder.add(count, LONG(1)), LONG(1))
+    found = _loop(builder, pairs, many * BLOCK // LANES, grow)
+    # Numbers 0-3, 8-11, 16-19, 24-27 of 32 are in one vector, the others in the next.
+    first = [place for base in (0, 4) for place in (*range(base, base + 4), *range(LANES + base, LANES + base + 4))]
+    orders = [ir.Constant(WORDS, first), ir.Constant(WORDS, [place + 8 for place in first])]
+    pairs_of_parts = zip(found[::2], found[1::2], strict=True)
+    return [builder.shuffle_vector(*both, order) for both in pairs_of_parts for order in orders]
+
+
+sum_float_values = _values_sum(4, _one_by_one(_read_floats))
+sum_bfloat_values = _values_sum(2, _in_pairs if PAIRS_BFLOATS else _one_by_one(_read_bfloats))
