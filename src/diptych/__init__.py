@@ -59,6 +59,9 @@ def load(
     Raises:
         ValueError: unknown name, or a checkpoint that is missing parts or damaged.
     """
+    from diptych.core.memory import settle
     from diptych.models import open_model
 
-    return open_model(name, device=device, dtype=dtype, bits=bits, compile=compile)
+    model = open_model(name, device=device, dtype=dtype, bits=bits, compile=compile)
+    settle()
+    return model

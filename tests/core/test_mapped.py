@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diptych.core import weights
-from diptych.core.mapped import mapped_files, recast
+from diptych.core.mapped import recast
+from diptych.core.memory import mapped_files
 
 
 def network() -> nn.Module:
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path) -> nn.Module:
-    with torch.device("meta"):
+    with weights.outline():
         module = network()
     weights.adopt(module, weights.iterate_tensors(folder), folder)
     return module.requires_grad_(False)
@@ -68,4 +69,4 @@ def test_memory_that_is_no_file_is_left_alone() -> None:
     kept = [parameter.data for parameter in module.parameters()]
     recast(module, dtype=torch.float64)
     assert all(torch.equal(one, other) for one, other in zip(kept, before, strict=True))
-    assert not any(kept[0].data_ptr() in file for file in mapped_files())
+    assert not any(kept[0].data_ptr() in file.place for file in mapped_files())

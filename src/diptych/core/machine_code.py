@@ -19,6 +19,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from diptych.core.files import write_atomically
+from diptych.core.memory import forget_library
 
 SOURCES = (
     "machine_code.py",
@@ -62,6 +63,7 @@ def compiled() -> Callable[[int, int, int], int]:
     result, trouble = ctypes.c_int64(), ctypes.c_void_p()  # Numba's way to return; neither says anything here
     _owners.extend((result, trouble))
     where = ctypes.addressof(result), ctypes.addressof(trouble)
+    forget_library("libllvmlite")  # 40 MB
     return lambda *arguments: int(run(*where, *arguments))
 
 

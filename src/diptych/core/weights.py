@@ -7,7 +7,8 @@ them, the layout that the field's other tools read and write.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diptych.core.files import atomic_directory, recover_directory
 from diptych.core.tokenizer import Tokenizer
@@ -162,8 +164,27 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str |
             wanted[name].copy_(tensor)
 
 
+@contextmanager
+def outline() -> Iterator[None]:
+    """Modules that are built here have shapes, on the device "meta", and no numbers."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Normal numbers are not drawn: for tensors without memory torch imports its compiler for that, 42 MB."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def adopt(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: str | Path) -> None:
-    """As `fill`, for a module built on the device "meta": the tensors themselves become its weights, without a copy.
+    """As `fill`, for a module built in `outline`: the tensors themselves become its weights, without a copy.
 
     A module whose weights are mapped from a file takes memory as they are used. Changing them leaves the file alone.
     """

@@ -164,7 +164,8 @@ class PictureTower(nn.Module):
         super().__init__()
         self.config = config
         self.patches = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
-        self.start = nn.Parameter(torch.randn(config.width) * config.width**-0.5)  # the class token
+        self.start = nn.Parameter(torch.empty(config.width))  # the class token
+        nn.init.normal_(self.start, std=config.width**-0.5)
         self.positions = nn.Embedding(1 + (config.size // config.patch) ** 2, config.width)
         nn.init.normal_(self.positions.weight, std=config.width**-0.5)
         self.first_norm = nn.LayerNorm(config.width, config.norm_eps)

@@ -116,7 +116,7 @@ class ImageModel:
             raise ValueError(f"'{directory}/config.json' must have one network of {', '.join(NETWORKS)}, not {kinds}")
         if config["panel"] != "image":
             raise ValueError(f"'{directory}' is not an image checkpoint")
-        with torch.device("meta"):  # what is mapped from the file needs no room made for it
+        with weights.outline():  # what is mapped from the file needs no room made for it
             encoder = TextEncoder(EncoderConfig.from_dict(config["encoder"]))
             network = make_network(kinds[0], config[kinds[0]])
             autoencoder = Autoencoder(AutoencoderConfig.from_dict(config["autoencoder"]))

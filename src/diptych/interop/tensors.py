@@ -55,7 +55,7 @@ class Place:
 
 def places(config: DecoderConfig, row: Architecture) -> dict[str, Place]:
     """Where each tensor of the decoder lies in a checkpoint of that architecture."""
-    with torch.device("meta"):
+    with weights.outline():
         shapes = {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
     return {name: _place(name, shape, row) for name, shape in shapes.items()}
 

@@ -33,7 +33,7 @@ def assemble(
     Raises:
         ValueError: naming the first tensor that is missing, left over or of another shape.
     """
-    with torch.device("meta"):
+    with weights.outline():
         decoder = Decoder(config)
     weights.adopt(decoder, tensors, source)
     if bits is not None:
