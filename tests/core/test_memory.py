@@ -100,5 +100,6 @@ def test_where_nothing_is_told_of_memory_nothing_is_done(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["quill", "brush"])
 def test_opening_a_model_needs_no_compiler_of_torchs(name: str) -> None:
     """Numbers drawn for weights that are not there would import it, 42 MB and half a second."""
-    code = f"import sys, diptych; diptych.load({name!r}); print({{'torch._dynamo', 'sympy', 'numba'}} & {{*sys.modules}})"
+    unwanted = {"torch._dynamo", "sympy", "numba"}
+    code = f"import sys, diptych; diptych.load({name!r}); print({unwanted} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -49,7 +49,7 @@ def _files(maps: str) -> Iterator[MappedFile]:
 
 
 def forget(place: range) -> None:
-    """Take the whole pages among these addresses out of memory. They must be of a file, and not have been written to."""
+    """Take the whole pages among these addresses out of memory. They must be a file's, and not have been written to."""
     start = -(-place.start // mmap.PAGESIZE) * mmap.PAGESIZE
     length = place.stop // mmap.PAGESIZE * mmap.PAGESIZE - start
     if sys.platform == "linux" and length > 0:
