@@ -7,8 +7,9 @@ The U-Net has random weights and is written to `--models` by diffusers where it 
 folder and are called with the same latent (2 rows: with and without the prompt), step and prompt. diffusers runs in its
 default memory format. `--python` is the interpreter of an environment with diffusers, this one unless said. A run is a
 process of its own on `--threads` threads that calls the network once to warm up and `--calls` times; the sides take
-turns, and a figure is the median of `--times` runs. What each predicts is compared with the other's, and with what
-diffusers predicts in float32 from the same weights.
+turns, and a figure is the median of `--times` runs. The most memory that it had until its first call was done is what
+importing took, the weights, and the rest: the call and what opening left. What each predicts is compared with the
+other's, and with what diffusers predicts in float32 from the same weights.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,43 +47,57 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return x.bfloat16().to(dtype), torch.full((ROWS,), STEP), context.bfloat16().to(dtype)
 
 
-def diffusers(folder: str, dtype: torch.dtype = torch.bfloat16) -> Callable[[], torch.Tensor]:
+Side = tuple[torch.nn.Module, Callable[[], torch.Tensor]]  # a network, and a call of it
+
+
+def diffusers(folder: str, dtype: torch.dtype = torch.bfloat16) -> Side:
     from diffusers import UNet2DConditionModel
 
     model: Any = UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval()
     told = inputs(dtype)
-    return lambda: model(*told)[0]
+    return model, lambda: model(*told)[0]
 
 
-def exactly(folder: str) -> Callable[[], torch.Tensor]:
+def exactly(folder: str) -> Side:
     return diffusers(folder, torch.float32)
 
 
-def diptych(folder: str) -> Callable[[], torch.Tensor]:
+def diptych(folder: str) -> Side:
     from diptych.core.mapped import recast
     from diptych.interop.denoisers import open_denoiser
 
     model: Any = recast(open_denoiser(folder), channels_last=True)  # as open_pipeline does
     x, step, context = inputs(torch.bfloat16)
-    return lambda: model(x.contiguous(memory_format=torch.channels_last), step, context, None)
+    return model, lambda: model(x.contiguous(memory_format=torch.channels_last), step, context, None)
 
 
 SIDES = {one.__name__: one for one in (diffusers, diptych, exactly)}
+LIBRARIES = dict.fromkeys(SIDES, "diffusers.models.unets.unet_2d_condition")
+LIBRARIES["diptych"] = "diptych.interop.denoisers"
+
+
+def most_memory() -> float:
+    """That this process has had so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def one_side(name: str, folder: str, out: str, calls: int) -> None:
     """In a process of its own: keeps what was predicted, prints seconds a call."""
-    call = SIDES[name](folder)
+    import_module(LIBRARIES[name])
+    imported = most_memory()
+    network, call = SIDES[name](folder)
+    weights = sum(parameter.nbytes for parameter in network.parameters()) / 2**30
     times = []
     with torch.inference_mode():
         predicted = call()
-        opened = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = most_memory()
         for _ in range(calls):
             started = time.perf_counter()
             call()
             times.append(time.perf_counter() - started)
     (Path(out) / name).write_bytes(predicted.float().contiguous().numpy().tobytes())
-    print(f"peak memory {opened / 2**20:.2f} GiB")
+    rest = peak - imported - weights
+    print(f"peak memory {peak:.2f} GiB: libraries {imported:.2f}, weights {weights:.2f}, a call {rest:.2f};")
     print(statistics.median(times) if times else 0.0)
 
 
