@@ -65,6 +65,16 @@ def test_writing_is_measured_through_the_whole_of_generate(tmp_path: Path) -> No
     assert "False" not in done.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process takes")
+def test_a_narrow_painter_paints_in_less_memory(tmp_path: Path) -> None:
+    """What the benchmark compares a run with: the bundled painter's architecture, with a sixteenth of its weights."""
+    brush = str(BENCHMARKS / "brush.py")
+    narrowed = run(brush, "narrowed", "brush", "1", "1", str(tmp_path / "narrow"), folder=tmp_path)
+    assert narrowed.returncode == 0, narrowed.stderr
+    least, most = (float(run(brush, "peak", name, "1", "1", folder=tmp_path).stdout) for name in ("narrow", "brush"))
+    assert 20 < most - least < 48 * 1.2  # brush's weights are 48 MiB
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [(("gpt", "--text", "a.txt"), "gpt needs --nanogpt"), (("unet",), "unet needs --python"), (("low",), "--text")],
