@@ -217,9 +217,9 @@ def multiply_tiles(
             mine = packed + other * stride
             for row in range(band, min(last, band + BAND) - at.TILE_DOWN + 1, at.TILE_DOWN):
                 here = weights + row * line
-                if form == at.BFLOAT:
+                if PAIRS_BFLOATS and form == at.BFLOAT:
                     tile_bfloats(here, line, mine, stride, 2 * width, width, found, here + BAND * line)
-                else:
+                elif PAIRS_INTEGERS and form == at.INT8:
                     tile_int8s(here, line, mine, stride, 2 * width, width, found, here + BAND * line)
                 for down in range(at.TILE_DOWN):
                     for across in range(min(at.TILE_ACROSS, rows - other)):
