@@ -29,16 +29,18 @@ from diptych.core.lanes import (
     WORD,
     WORDS,
     ZEROS,
+    Bfloat,
     Typed,
-    _Bfloat,
-    _bfloat_pairs,
-    _bring,
-    _each,
-    _llvm,
-    _read,
-    _read_bfloats,
-    _read_floats,
-    _times_floats,
+    added_up,
+    bfloat_pairs,
+    bring_line,
+    each_lane,
+    llvm,
+    loop_of,
+    read_at,
+    read_bfloats,
+    read_floats,
+    times_floats,
 )
 
 QUERIES = 4  # that share a reading of values: their sums fill the registers
@@ -46,24 +48,6 @@ QUERIES = 4  # that share a reading of values: their sums fill the registers
 
 def _constant(number: float) -> Any:
     return ir.Constant(VECTOR, [number] * LANES)
-
-
-def _loop(builder: Any, count: Any, sums: int, step: Callable[..., Any]) -> list[Any]:
-    """`sums` vectors out of zeros and `count` steps, at least one: (place, vectors so far) -> vectors."""
-    start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    place, totals = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(sums)]
-    grown = step(place, totals)
-    following, end = builder.add(place, LONG(1)), builder.block
-    place.add_incoming(LONG(0), start)
-    place.add_incoming(following, end)
-    for total, more in zip(totals, grown, strict=True):
-        total.add_incoming(ZEROS, start)
-        total.add_incoming(more, end)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-    builder.position_at_end(after)
-    return grown
 
 
 def _store(builder: Any, vector: Any, address: Any) -> None:
@@ -78,28 +62,13 @@ def bring(context: Any, address: Any, lines: Any) -> Typed:
         address, lines = values
 
         def step(place: Any, totals: list[Any]) -> list[Any]:
-            _bring(builder, builder.add(address, builder.mul(place, LONG(LINE))))
+            bring_line(builder, builder.add(address, builder.mul(place, LONG(LINE))))
             return []
 
-        _loop(builder, lines, 0, step)
+        loop_of(builder, lines, 0, step)
         return context.get_dummy_value()
 
     return types.void(INT, INT), code
-
-
-def _together(builder: Any, vectors: list[Any]) -> Any:
-    """The sums of LANES vectors, as one vector. Two become one at a time: lanes of one beside lanes of the other, plus
-    the lanes that are left, which are 1, 2, 4 and 8 away."""
-    away = 1
-    while len(vectors) > 1:
-        lanes = [lane + LANES * bool(lane & away) for lane in range(LANES)]
-        own, others = ir.Constant(WORDS, lanes), ir.Constant(WORDS, [lane ^ away for lane in lanes])
-        vectors = [
-            builder.fadd(builder.shuffle_vector(*pair, own), builder.shuffle_vector(*pair, others))
-            for pair in zip(vectors[::2], vectors[1::2], strict=True)
-        ]
-        away *= 2
-    return vectors[0]
 
 
 def _keys_product(size: int, numbers: int, step: Callable[..., Any]) -> Any:
@@ -124,7 +93,7 @@ def _keys_product(size: int, numbers: int, step: Callable[..., Any]) -> Any:
                 return [step(builder, total, [key, *halves]) for total, key in zip(totals, begins, strict=True)]
 
             steps = builder.udiv(width, LONG(numbers))
-            _store(builder, _together(builder, _loop(builder, steps, LANES, grow)), scores)
+            _store(builder, added_up(builder, loop_of(builder, steps, LANES, grow)), scores)
             return context.get_dummy_value()
 
         return types.void(*[INT] * 5), code
@@ -132,11 +101,9 @@ def _keys_product(size: int, numbers: int, step: Callable[..., Any]) -> Any:
     return keys_product
 
 
-dot_float_keys = _keys_product(4, LANES, _times_floats(_read_floats))
+dot_float_keys = _keys_product(4, LANES, times_floats(read_floats))
 dot_bfloat_keys = (
-    _keys_product(2, 2 * LANES, _bfloat_pairs)
-    if PAIRS_BFLOATS
-    else _keys_product(2, LANES, _times_floats(_read_bfloats))
+    _keys_product(2, 2 * LANES, bfloat_pairs) if PAIRS_BFLOATS else _keys_product(2, LANES, times_floats(read_bfloats))
 )
 
 
@@ -148,7 +115,7 @@ def _raised(builder: Any, x: Any) -> Any:
 
     is_nothing = builder.fcmp_ordered("<", x, _constant(-87.0))
     x = builder.select(is_nothing, _constant(-87.0), x)
-    floor = _llvm(builder, f"floor.v{LANES}f32", VECTOR, VECTOR)
+    floor = llvm(builder, f"floor.v{LANES}f32", VECTOR, VECTOR)
     n = builder.call(floor, [plus(x, _constant(1.44269504), _constant(0.5))])
     x = plus(n, _constant(-0.693359375), x)
     x = plus(n, _constant(2.12194440e-4), x)
@@ -166,10 +133,10 @@ def _words(number: int) -> Any:
 
 def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
     """Numbers as two vectors of 16 bits: bfloat16 by their upper halves, and the nearest to what these leave."""
-    bits, halves, kind = builder.bitcast(x, WORDS), ir.VectorType(HALF, LANES), ir.VectorType(_Bfloat(), LANES)
+    bits, halves, kind = builder.bitcast(x, WORDS), ir.VectorType(HALF, LANES), ir.VectorType(Bfloat(), LANES)
     upper = builder.trunc(builder.lshr(bits, _words(16)), halves)
     rest = builder.fsub(x, builder.bitcast(builder.and_(bits, _words(0xFFFF0000)), VECTOR))
-    nearest = _llvm(builder, "x86.avx512bf16.cvtneps2bf16.512", kind, VECTOR)
+    nearest = llvm(builder, "x86.avx512bf16.cvtneps2bf16.512", kind, VECTOR)
     return upper, builder.bitcast(builder.call(nearest, [rest]), halves)
 
 
@@ -190,7 +157,7 @@ def _weigh(splits: bool) -> Any:
             builder.branch(loop)
             builder.position_at_end(loop)
             place, so_far = builder.phi(LONG), builder.phi(VECTOR)
-            score = _read_floats(builder, at(place))
+            score = read_floats(builder, at(place))
             most = builder.select(builder.fcmp_ordered(">", score, so_far), score, so_far)
             following = builder.add(place, LONG(1))
             for phi, first, later in ((place, LONG(0), following), (so_far, lowest, most)):
@@ -199,14 +166,14 @@ def _weigh(splits: bool) -> Any:
             builder.cbranch(builder.icmp_signed("<", following, vectors), loop, after)
             builder.position_at_end(after)
             largest = builder.call(
-                _llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
+                llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
             )
             builder.store(largest, builder.inttoptr(out, FLOAT.as_pointer()), align=4)
-            each = _each(builder, out)
+            each = each_lane(builder, out)
 
             def grow(place: Any, totals: list[Any]) -> list[Any]:
                 here = at(place)
-                odds = _raised(builder, builder.fsub(_read_floats(builder, here), each))
+                odds = _raised(builder, builder.fsub(read_floats(builder, here), each))
                 if splits:
                     for half, offset in zip(_halves(builder, odds), (0, 2 * LANES), strict=True):
                         _store(builder, half, builder.add(here, LONG(offset)))
@@ -214,8 +181,8 @@ def _weigh(splits: bool) -> Any:
                     _store(builder, odds, here)
                 return [builder.fadd(totals[0], odds)]
 
-            (total,) = _loop(builder, vectors, 1, grow)
-            add_up = _llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
+            (total,) = loop_of(builder, vectors, 1, grow)
+            add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
             total = builder.call(add_up, [FLOAT(0.0), total], fastmath=("reassoc",))
             builder.store(total, builder.inttoptr(builder.add(out, LONG(4)), FLOAT.as_pointer()), align=4)
             return context.get_dummy_value()
@@ -276,19 +243,19 @@ def _one_by_one(read: Callable[..., Any]) -> Callable[..., list[Any]]:
         def grow(row: Any, totals: list[Any]) -> list[Any]:
             offset = builder.mul(row, stride)
             for line in range(0, BLOCK * size, LINE):
-                _bring(builder, builder.add(soon, builder.add(offset, LONG(line))))
+                bring_line(builder, builder.add(soon, builder.add(offset, LONG(line))))
             here = builder.add(values, offset)
             parts = [read(builder, builder.add(here, LONG(part * size))) for part in range(0, BLOCK, LANES)]
             grown: list[Any] = []
             for query in range(many):
                 place = builder.add(builder.mul(further, LONG(query)), builder.mul(row, LONG(4)))
-                odd = _each(builder, builder.add(odds, place))
+                odd = each_lane(builder, builder.add(odds, place))
                 for part in parts:
                     total = totals[len(grown)]
                     grown.append(builder.fadd(total, builder.fmul(part, odd, CONTRACT), CONTRACT))
             return grown
 
-        return _loop(builder, count, many * BLOCK // LANES, grow)
+        return loop_of(builder, count, many * BLOCK // LANES, grow)
 
     return sum_up
 
@@ -302,7 +269,7 @@ def _in_pairs(
     # Within each 16 bytes of two rows, their lower or upper numbers in turn: one instruction.
     lower = [base + step + row * 2 * LANES for base in range(0, 2 * LANES, 8) for step in range(4) for row in range(2)]
     masks = [ir.Constant(index, lower), ir.Constant(index, [place + 4 for place in lower])]
-    multiply = _llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
+    multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
 
     def grow(pair: Any, totals: list[Any]) -> list[Any]:
         row = builder.shl(pair, LONG(1))
@@ -310,13 +277,13 @@ def _in_pairs(
         for one in range(2):
             for line in range(0, BLOCK * size, LINE):
                 ahead = builder.add(soon, builder.add(offset, LONG(line)))
-                _bring(builder, builder.add(ahead, stride) if one else ahead)
+                bring_line(builder, builder.add(ahead, stride) if one else ahead)
         here = builder.add(values, offset)
         has_next = builder.icmp_signed("<", builder.add(row, LONG(1)), count)
         rows = [here, builder.add(here, builder.select(has_next, stride, LONG(0)))]
         parts = []
         for part in range(0, BLOCK * size, LINE):
-            both = [_read(builder, builder.add(one, LONG(part)), halves) for one in rows]
+            both = [read_at(builder, builder.add(one, LONG(part)), halves) for one in rows]
             parts += [builder.bitcast(builder.shuffle_vector(*both, mask), PAIRED_BFLOATS) for mask in masks]
         place = builder.add(
             builder.shl(builder.lshr(pair, LONG(3)), LONG(6)), builder.shl(builder.and_(pair, LONG(7)), LONG(2))
@@ -325,7 +292,7 @@ def _in_pairs(
         for query in range(many):
             begin = builder.add(odds, builder.add(builder.mul(further, LONG(query)), place))
             upper, lower = (
-                builder.bitcast(_each(builder, builder.add(begin, LONG(half))), PAIRED_BFLOATS)
+                builder.bitcast(each_lane(builder, builder.add(begin, LONG(half))), PAIRED_BFLOATS)
                 for half in (0, 2 * LANES)
             )
             for part in parts:
@@ -334,7 +301,7 @@ def _in_pairs(
         return grown
 
     pairs = builder.lshr(builder.add(count, LONG(1)), LONG(1))
-    found = _loop(builder, pairs, many * BLOCK // LANES, grow)
+    found = loop_of(builder, pairs, many * BLOCK // LANES, grow)
     # Numbers 0-3, 8-11, 16-19, 24-27 of 32 are in one vector, the others in the next.
     first = [place for base in (0, 4) for place in (*range(base, base + 4), *range(LANES + base, LANES + base + 4))]
     orders = [ir.Constant(WORDS, first), ir.Constant(WORDS, [place + 8 for place in first])]
@@ -342,5 +309,5 @@ def _in_pairs(
     return [builder.shuffle_vector(*both, order) for both in pairs_of_parts for order in orders]
 
 
-sum_float_values = _values_sum(4, _one_by_one(_read_floats))
-sum_bfloat_values = _values_sum(2, _in_pairs if PAIRS_BFLOATS else _one_by_one(_read_bfloats))
+sum_float_values = _values_sum(4, _one_by_one(read_floats))
+sum_bfloat_values = _values_sum(2, _in_pairs if PAIRS_BFLOATS else _one_by_one(read_bfloats))

@@ -78,32 +78,33 @@ def bits_of_float(context: Any, number: Any) -> Typed:
     return types.uint32(types.float32), code
 
 
-def _llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function that LLVM knows by name, by the types of what it gives and takes."""
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"llvm.{name}")
 
 
-def _read(builder: Any, address: Any, kind: Any) -> Any:
+def read_at(builder: Any, address: Any, kind: Any) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
 
 
-def _read_floats(builder: Any, address: Any) -> Any:
-    return _read(builder, address, VECTOR)
+def read_floats(builder: Any, address: Any) -> Any:
+    return read_at(builder, address, VECTOR)
 
 
-def _read_bfloats(builder: Any, address: Any) -> Any:
+def read_bfloats(builder: Any, address: Any) -> Any:
     """A bfloat16 is the upper half of a float32."""
-    words = builder.zext(_read(builder, address, ir.VectorType(HALF, LANES)), WORDS)
+    words = builder.zext(read_at(builder, address, ir.VectorType(HALF, LANES)), WORDS)
     return builder.bitcast(builder.shl(words, ir.Constant(WORDS, [16] * LANES)), VECTOR)
 
 
 def _read_int8s(builder: Any, address: Any) -> Any:
-    return builder.sitofp(builder.sext(_read(builder, address, ir.VectorType(BYTE, LANES)), WORDS), VECTOR)
+    return builder.sitofp(builder.sext(read_at(builder, address, ir.VectorType(BYTE, LANES)), WORDS), VECTOR)
 
 
-def _each(builder: Any, address: Any) -> Any:
+def each_lane(builder: Any, address: Any) -> Any:
     """The float32 at an address, LANES times."""
     nothing = ir.Constant(VECTOR, ir.Undefined)
-    one = builder.insert_element(nothing, _read(builder, address, FLOAT), WORD(0))
+    one = builder.insert_element(nothing, read_at(builder, address, FLOAT), WORD(0))
     return builder.shuffle_vector(one, nothing, ir.Constant(WORDS, [0] * LANES))
 
 
@@ -114,7 +115,7 @@ def _one_of(builder: Any, sums: list[Any]) -> Any:
     return sums[0]
 
 
-def _added_up(builder: Any, vectors: list[Any]) -> Any:
+def added_up(builder: Any, vectors: list[Any]) -> Any:
     """A vector of the sums of up to LANES vectors. Each is halved, and its halves are added, until one number is left:
     always in this order, so that a sum is the same alone and among others."""
     width = LANES
@@ -126,6 +127,24 @@ def _added_up(builder: Any, vectors: list[Any]) -> Any:
         vectors = [builder.fadd(builder.shuffle_vector(*p, lower), builder.shuffle_vector(*p, upper)) for p in pairs]
         width //= 2
     return vectors[0]
+
+
+def loop_of(builder: Any, count: Any, sums: int, step: Callable[..., Any]) -> list[Any]:
+    """`sums` vectors out of zeros and `count` steps, at least one: (place, vectors so far) -> vectors."""
+    start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    place, totals = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(sums)]
+    grown = step(place, totals)
+    following, end = builder.add(place, LONG(1)), builder.block
+    place.add_incoming(LONG(0), start)
+    place.add_incoming(following, end)
+    for total, more in zip(totals, grown, strict=True):
+        total.add_incoming(ZEROS, start)
+        total.add_incoming(more, end)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
+    return grown
 
 
 def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:
@@ -140,27 +159,20 @@ def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) 
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         *addresses, count = values
-        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        block, totals = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(sums)]
-        block.add_incoming(LONG(0), start)
-        grown = []
-        for index, total in enumerate(totals):
-            total.add_incoming(ZEROS, start)
-            there = [
-                builder.add(address, builder.add(builder.mul(block, LONG(int(BLOCK * size))), LONG(int(share))))
-                for address, size in zip(addresses, sizes, strict=True)
-                for share in [BLOCK // sums * index * size]
-            ]
-            grown.append(step(builder, total, there))
-        following = builder.add(block, LONG(1))
-        block.add_incoming(following, loop)
-        for total, more in zip(totals, grown, strict=True):
-            total.add_incoming(more, loop)
-        builder.cbranch(builder.icmp_signed("<", builder.mul(following, LONG(BLOCK)), count), loop, after)
-        builder.position_at_end(after)
-        return builder.extract_element(_added_up(builder, [_one_of(builder, grown)]), WORD(0))
+
+        def grow(block: Any, totals: list[Any]) -> list[Any]:
+            grown = []
+            for index, total in enumerate(totals):
+                there = [
+                    builder.add(address, builder.add(builder.mul(block, LONG(int(BLOCK * size))), LONG(int(share))))
+                    for address, size in zip(addresses, sizes, strict=True)
+                    for share in [BLOCK // sums * index * size]
+                ]
+                grown.append(step(builder, total, there))
+            return grown
+
+        grown = loop_of(builder, builder.udiv(count, LONG(BLOCK)), sums, grow)
+        return builder.extract_element(added_up(builder, [_one_of(builder, grown)]), WORD(0))
 
     typed = types.float32(*[INT] * (len(sizes) + 1)), code
     if len(sizes) == 2:
@@ -179,72 +191,64 @@ def _tile_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any])
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         weights, down_stride, others, across_stride, beside, count, found, soon = values
-        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         rows = [builder.add(weights, builder.mul(down_stride, LONG(row))) for row in range(TILE_DOWN)]
         coming = [builder.add(soon, builder.mul(down_stride, LONG(row))) for row in range(TILE_DOWN)]
         columns = [builder.add(others, builder.mul(across_stride, LONG(row))) for row in range(TILE_ACROSS)]
-        places = list(itertools.product(range(TILE_DOWN), range(TILE_ACROSS), range(sums)))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        block, totals, grown = builder.phi(LONG), {place: builder.phi(VECTOR) for place in places}, {}
-        block.add_incoming(LONG(0), start)
-        offsets = [builder.mul(block, LONG(int(BLOCK * size))) for size in sizes]
-        for line in range(0, int(BLOCK * sizes[0]), LINE):
-            for row in coming:
-                _bring(builder, builder.add(row, builder.add(offsets[0], LONG(line))))
-        for (row, column, index), total in totals.items():
-            total.add_incoming(ZEROS, start)
-            begins = [rows[row], columns[column], builder.add(columns[column], beside)]
-            there = [
-                builder.add(begin, builder.add(offset, LONG(int(BLOCK // sums * index * size))))
-                for begin, offset, size in zip(begins, offsets, sizes, strict=True)
-            ]
-            grown[row, column, index] = step(builder, total, there)  # LLVM reads once what several steps read
-        following = builder.add(block, LONG(1))
-        block.add_incoming(following, loop)
-        for place, total in totals.items():
-            total.add_incoming(grown[place], loop)
-        builder.cbranch(builder.icmp_signed("<", builder.mul(following, LONG(BLOCK)), count), loop, after)
-        builder.position_at_end(after)
-        pairs = itertools.product(range(TILE_DOWN), range(TILE_ACROSS))
-        vectors = [_one_of(builder, [grown[*pair, index] for index in range(sums)]) for pair in pairs]
-        builder.store(_added_up(builder, vectors), builder.inttoptr(found, VECTOR.as_pointer()), align=4)
+        begins = [[row, column, builder.add(column, beside)] for row in rows for column in columns]
+
+        def grow(block: Any, totals: list[Any]) -> list[Any]:
+            offsets = [builder.mul(block, LONG(int(BLOCK * size))) for size in sizes]
+            for line in range(0, int(BLOCK * sizes[0]), LINE):
+                for row in coming:
+                    bring_line(builder, builder.add(row, builder.add(offsets[0], LONG(line))))
+            grown: list[Any] = []
+            for addresses, index in itertools.product(begins, range(sums)):
+                there = [
+                    builder.add(address, builder.add(offset, LONG(int(BLOCK // sums * index * size))))
+                    for address, offset, size in zip(addresses, offsets, sizes, strict=True)
+                ]
+                grown.append(step(builder, totals[len(grown)], there))  # LLVM reads once what several steps read
+            return grown
+
+        found_sums = loop_of(builder, builder.udiv(count, LONG(BLOCK)), len(begins) * sums, grow)
+        vectors = [_one_of(builder, found_sums[first : first + sums]) for first in range(0, len(found_sums), sums)]
+        builder.store(added_up(builder, vectors), builder.inttoptr(found, VECTOR.as_pointer()), align=4)
         return context.get_dummy_value()
 
     typed = types.void(*[INT] * 8), code
     return intrinsic(lambda context, weights, down, others, across, beside, count, found, soon: typed)
 
 
-def _bring(builder: Any, address: Any) -> None:
+def bring_line(builder: Any, address: Any) -> None:
     """Ask for a line of memory without waiting for it: into the second cache, once."""
     pointer = BYTE.as_pointer()
-    prefetch = _llvm(builder, "prefetch.p0i8", ir.VoidType(), pointer, WORD, WORD, WORD)
+    prefetch = llvm(builder, "prefetch.p0i8", ir.VoidType(), pointer, WORD, WORD, WORD)
     builder.call(prefetch, [builder.inttoptr(address, pointer), WORD(0), WORD(2), WORD(1)])
 
 
-def _times_floats(read: Callable[..., Any]) -> Callable[..., Any]:
+def times_floats(read: Callable[..., Any]) -> Callable[..., Any]:
     def step(builder: Any, total: Any, addresses: Any) -> Any:
-        weight, other = read(builder, addresses[0]), _read_floats(builder, addresses[1])
+        weight, other = read(builder, addresses[0]), read_floats(builder, addresses[1])
         return builder.fadd(total, builder.fmul(weight, other, CONTRACT), CONTRACT)
 
     return step
 
 
-class _Bfloat(ir.Type):
+class Bfloat(ir.Type):
     """bfloat16, which llvmlite has not."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
 
-PAIRED_BFLOATS = ir.VectorType(_Bfloat(), 2 * LANES)
+PAIRED_BFLOATS = ir.VectorType(Bfloat(), 2 * LANES)
 
 
-def _bfloat_pairs(builder: Any, total: Any, addresses: Any) -> Any:
+def bfloat_pairs(builder: Any, total: Any, addresses: Any) -> Any:
     """Weights times the upper halves of numbers, and times what these leave."""
     kind = PAIRED_BFLOATS
-    multiply = _llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, kind, kind)
-    weights, *halves = (_read(builder, address, kind) for address in addresses)
+    multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, kind, kind)
+    weights, *halves = (read_at(builder, address, kind) for address in addresses)
     for half in halves:
         total = builder.call(multiply, [total, weights, half])
     return total
@@ -253,23 +257,23 @@ def _bfloat_pairs(builder: Any, total: Any, addresses: Any) -> Any:
 def _integer_pairs(builder: Any, total: Any, addresses: Any) -> Any:
     """BLOCK weights times as many 16-bit integers, times what one of these is worth."""
     weights, others, worth = addresses
-    multiply = _llvm(builder, "x86.avx512.vpdpwssd.512", WORDS, WORDS, WORDS, WORDS)
+    multiply = llvm(builder, "x86.avx512.vpdpwssd.512", WORDS, WORDS, WORDS, WORDS)
     found = ir.Constant(WORDS, [0] * LANES)
     for half in range(2):
-        bytes_ = _read(builder, builder.add(weights, LONG(half * 32)), ir.VectorType(BYTE, 32))
+        bytes_ = read_at(builder, builder.add(weights, LONG(half * 32)), ir.VectorType(BYTE, 32))
         wide = builder.bitcast(builder.sext(bytes_, ir.VectorType(HALF, 32)), WORDS)
-        other = _read(builder, builder.add(others, LONG(half * 64)), WORDS)
+        other = read_at(builder, builder.add(others, LONG(half * 64)), WORDS)
         found = builder.call(multiply, [found, wide, other])
-    multiply_and_add = _llvm(builder, f"fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)  # never in two roundings
-    return builder.call(multiply_and_add, [builder.sitofp(found, VECTOR), _each(builder, worth), total])
+    multiply_and_add = llvm(builder, f"fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)  # never in two roundings
+    return builder.call(multiply_and_add, [builder.sitofp(found, VECTOR), each_lane(builder, worth), total])
 
 
-dot_float = _row_product((4, 4), 4, _times_floats(_read_floats))
-dot_bfloat = _row_product((2, 4), 4, _times_floats(_read_bfloats))
-dot_int8 = _row_product((1, 4), 4, _times_floats(_read_int8s))
-dot_bfloat_pairs = _row_product((2, 2, 2), 2, _bfloat_pairs)
+dot_float = _row_product((4, 4), 4, times_floats(read_floats))
+dot_bfloat = _row_product((2, 4), 4, times_floats(read_bfloats))
+dot_int8 = _row_product((1, 4), 4, times_floats(_read_int8s))
+dot_bfloat_pairs = _row_product((2, 2, 2), 2, bfloat_pairs)
 dot_int8_pairs = _row_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
-tile_bfloats = _tile_product((2, 2, 2), 2, _bfloat_pairs)
+tile_bfloats = _tile_product((2, 2, 2), 2, bfloat_pairs)
 tile_int8s = _tile_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
 
 
@@ -323,7 +327,7 @@ def pause(context: Any) -> Typed:
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if IS_X86:
-            builder.call(_llvm(builder, "x86.sse2.pause", ir.VoidType()), [])
+            builder.call(llvm(builder, "x86.sse2.pause", ir.VoidType()), [])
         return context.get_dummy_value()
 
     return types.void(), code
