@@ -40,17 +40,22 @@ from diptych.core.lanes import (
     read_at,
     read_bfloats,
     read_floats,
+    read_int8s,
     times_floats,
 )
 
 QUERIES = 4  # that share a reading of values: their sums fill the registers
 
 
-def _constant(number: float) -> Any:
+def constant(number: float) -> Any:
     return ir.Constant(VECTOR, [number] * LANES)
 
 
-def _store(builder: Any, vector: Any, address: Any) -> None:
+def words(number: int) -> Any:
+    return ir.Constant(WORDS, [number] * LANES)
+
+
+def store(builder: Any, vector: Any, address: Any) -> None:
     builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=1)
 
 
@@ -93,7 +98,7 @@ def _keys_product(size: int, numbers: int, step: Callable[..., Any]) -> Any:
                 return [step(builder, total, [key, *halves]) for total, key in zip(totals, begins, strict=True)]
 
             steps = builder.udiv(width, LONG(numbers))
-            _store(builder, added_up(builder, loop_of(builder, steps, LANES, grow)), scores)
+            store(builder, added_up(builder, loop_of(builder, steps, LANES, grow)), scores)
             return context.get_dummy_value()
 
         return types.void(*[INT] * 5), code
@@ -105,6 +110,7 @@ dot_float_keys = _keys_product(4, LANES, times_floats(read_floats))
 dot_bfloat_keys = (
     _keys_product(2, 2 * LANES, bfloat_pairs) if PAIRS_BFLOATS else _keys_product(2, LANES, times_floats(read_bfloats))
 )
+dot_int8_keys = _keys_product(1, LANES, times_floats(read_int8s))
 
 
 def _raised(builder: Any, x: Any) -> Any:
@@ -113,29 +119,25 @@ def _raised(builder: Any, x: Any) -> Any:
     def plus(a: Any, x: Any, b: Any) -> Any:
         return builder.fadd(builder.fmul(a, x, CONTRACT), b, CONTRACT)
 
-    is_nothing = builder.fcmp_ordered("<", x, _constant(-87.0))
-    x = builder.select(is_nothing, _constant(-87.0), x)
+    is_nothing = builder.fcmp_ordered("<", x, constant(-87.0))
+    x = builder.select(is_nothing, constant(-87.0), x)
     floor = llvm(builder, f"floor.v{LANES}f32", VECTOR, VECTOR)
-    n = builder.call(floor, [plus(x, _constant(1.44269504), _constant(0.5))])
-    x = plus(n, _constant(-0.693359375), x)
-    x = plus(n, _constant(2.12194440e-4), x)
-    y = _constant(1.9875691500e-4)
+    n = builder.call(floor, [plus(x, constant(1.44269504), constant(0.5))])
+    x = plus(n, constant(-0.693359375), x)
+    x = plus(n, constant(2.12194440e-4), x)
+    y = constant(1.9875691500e-4)
     for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        y = plus(y, x, _constant(term))
-    y = builder.fadd(plus(builder.fmul(y, x), x, x), _constant(1.0))
-    bits = builder.shl(builder.add(builder.fptosi(n, WORDS), ir.Constant(WORDS, [127] * LANES)), _words(23))
+        y = plus(y, x, constant(term))
+    y = builder.fadd(plus(builder.fmul(y, x), x, x), constant(1.0))
+    bits = builder.shl(builder.add(builder.fptosi(n, WORDS), ir.Constant(WORDS, [127] * LANES)), words(23))
     return builder.select(is_nothing, ZEROS, builder.fmul(y, builder.bitcast(bits, VECTOR)))
-
-
-def _words(number: int) -> Any:
-    return ir.Constant(WORDS, [number] * LANES)
 
 
 def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
     """Numbers as two vectors of 16 bits: bfloat16 by their upper halves, and the nearest to what these leave."""
     bits, halves, kind = builder.bitcast(x, WORDS), ir.VectorType(HALF, LANES), ir.VectorType(Bfloat(), LANES)
-    upper = builder.trunc(builder.lshr(bits, _words(16)), halves)
-    rest = builder.fsub(x, builder.bitcast(builder.and_(bits, _words(0xFFFF0000)), VECTOR))
+    upper = builder.trunc(builder.lshr(bits, words(16)), halves)
+    rest = builder.fsub(x, builder.bitcast(builder.and_(bits, words(0xFFFF0000)), VECTOR))
     nearest = llvm(builder, "x86.avx512bf16.cvtneps2bf16.512", kind, VECTOR)
     return upper, builder.bitcast(builder.call(nearest, [rest]), halves)
 
@@ -148,7 +150,7 @@ def _weigh(splits: bool) -> Any:
 
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             scores, count, out = values
-            vectors, lowest = builder.udiv(count, LONG(LANES)), _constant(-3e38)
+            vectors, lowest = builder.udiv(count, LONG(LANES)), constant(-3e38)
 
             def at(place: Any) -> Any:
                 return builder.add(scores, builder.mul(place, LONG(4 * LANES)))
@@ -176,9 +178,9 @@ def _weigh(splits: bool) -> Any:
                 odds = _raised(builder, builder.fsub(read_floats(builder, here), each))
                 if splits:
                     for half, offset in zip(_halves(builder, odds), (0, 2 * LANES), strict=True):
-                        _store(builder, half, builder.add(here, LONG(offset)))
+                        store(builder, half, builder.add(here, LONG(offset)))
                 else:
-                    _store(builder, odds, here)
+                    store(builder, odds, here)
                 return [builder.fadd(totals[0], odds)]
 
             (total,) = loop_of(builder, vectors, 1, grow)
@@ -195,9 +197,9 @@ def _weigh(splits: bool) -> Any:
 weigh_floats, weigh_bfloats = _weigh(False), _weigh(PAIRS_BFLOATS)
 
 
-def _values_sum(size: int, sum_up: Callable[..., list[Any]]) -> Any:
+def values_sum_of(size: int, most: int, sum_up: Callable[..., list[Any]]) -> Any:
     """An intrinsic: sums of BLOCK numbers of `count` rows of values, `stride` bytes one after the other, each times its
-    odds, for up to QUERIES queries. Odds and sums of a query lie `further` and `next_sums` bytes after those of the one
+    odds, for up to `most` queries. Odds and sums of a query lie `further` and `next_sums` bytes after those of the one
     before. As many lines at `soon`, also `stride` bytes one after the other, are asked for.
 
     Args:
@@ -220,13 +222,13 @@ def _values_sum(size: int, sum_up: Callable[..., list[Any]]) -> Any:
     ) -> Typed:
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             values, stride, count, odds, further, sums, next_sums, queries, soon = given
-            for many in range(1, QUERIES + 1):
+            for many in range(1, most + 1):
                 with builder.if_then(builder.icmp_signed("==", queries, LONG(many))):
                     found = sum_up(builder, many, size, values, stride, count, odds, further, soon)
                     for index, total in enumerate(found):
                         query, part = divmod(index, BLOCK // LANES)
                         there = builder.add(sums, builder.mul(next_sums, LONG(query)))
-                        _store(builder, total, builder.add(there, LONG(4 * LANES * part)))
+                        store(builder, total, builder.add(there, LONG(4 * LANES * part)))
             return context.get_dummy_value()
 
         return types.void(*[INT] * 9), code
@@ -260,15 +262,20 @@ def _one_by_one(read: Callable[..., Any]) -> Callable[..., list[Any]]:
     return sum_up
 
 
+def in_turn(builder: Any, first: Any, second: Any, number: Any) -> list[Any]:
+    """Numbers of two WORDS in turn: within each 16 bytes their lower ones, and their upper ones. One instruction each."""
+    lane, count = 128 // number.width, 32 * LANES // number.width
+    kind, index = ir.VectorType(number, count), ir.VectorType(WORD, count)
+    both = [builder.bitcast(words_, kind) for words_ in (first, second)]
+    lower = [base + step + row * count for base in range(0, count, lane) for step in range(lane // 2) for row in (0, 1)]
+    masks = [ir.Constant(index, [place + half for place in lower]) for half in (0, lane // 2)]
+    return [builder.bitcast(builder.shuffle_vector(*both, mask), WORDS) for mask in masks]
+
+
 def _in_pairs(
     builder: Any, many: int, size: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
 ) -> list[Any]:
     """Two rows of values at a time, their numbers in turn; the last of an odd count is beside itself, with no odds."""
-    halves = ir.VectorType(HALF, 2 * LANES)
-    index = ir.VectorType(WORD, 2 * LANES)
-    # Within each 16 bytes of two rows, their lower or upper numbers in turn: one instruction.
-    lower = [base + step + row * 2 * LANES for base in range(0, 2 * LANES, 8) for step in range(4) for row in range(2)]
-    masks = [ir.Constant(index, lower), ir.Constant(index, [place + 4 for place in lower])]
     multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
 
     def grow(pair: Any, totals: list[Any]) -> list[Any]:
@@ -283,8 +290,8 @@ def _in_pairs(
         rows = [here, builder.add(here, builder.select(has_next, stride, LONG(0)))]
         parts = []
         for part in range(0, BLOCK * size, LINE):
-            both = [read_at(builder, builder.add(one, LONG(part)), halves) for one in rows]
-            parts += [builder.bitcast(builder.shuffle_vector(*both, mask), PAIRED_BFLOATS) for mask in masks]
+            both = [read_at(builder, builder.add(one, LONG(part)), WORDS) for one in rows]
+            parts += [builder.bitcast(turns, PAIRED_BFLOATS) for turns in in_turn(builder, *both, HALF)]
         place = builder.add(
             builder.shl(builder.lshr(pair, LONG(3)), LONG(6)), builder.shl(builder.and_(pair, LONG(7)), LONG(2))
         )
@@ -309,5 +316,6 @@ def _in_pairs(
     return [builder.shuffle_vector(*both, order) for both in pairs_of_parts for order in orders]
 
 
-sum_float_values = _values_sum(4, _one_by_one(read_floats))
-sum_bfloat_values = _values_sum(2, _in_pairs if PAIRS_BFLOATS else _one_by_one(read_bfloats))
+sum_float_values = values_sum_of(4, QUERIES, _one_by_one(read_floats))
+sum_bfloat_values = values_sum_of(2, QUERIES, _in_pairs if PAIRS_BFLOATS else _one_by_one(read_bfloats))
+sum_int8_values = values_sum_of(1, QUERIES, _one_by_one(read_int8s))

@@ -55,6 +55,7 @@ floats = _numbers_at(types.float32)
 bfloats = _numbers_at(types.uint16)
 int16s = _numbers_at(types.int16)
 int8s = _numbers_at(types.int8)
+int32s = _numbers_at(types.int32)
 ints = _numbers_at(types.int64)
 
 
@@ -97,14 +98,18 @@ def read_bfloats(builder: Any, address: Any) -> Any:
     return builder.bitcast(builder.shl(words, ir.Constant(WORDS, [16] * LANES)), VECTOR)
 
 
-def _read_int8s(builder: Any, address: Any) -> Any:
+def read_int8s(builder: Any, address: Any) -> Any:
     return builder.sitofp(builder.sext(read_at(builder, address, ir.VectorType(BYTE, LANES)), WORDS), VECTOR)
 
 
-def each_lane(builder: Any, address: Any) -> Any:
-    """The float32 at an address, LANES times."""
-    nothing = ir.Constant(VECTOR, ir.Undefined)
-    one = builder.insert_element(nothing, read_at(builder, address, FLOAT), WORD(0))
+def each_lane(builder: Any, address: Any, kind: Any = VECTOR) -> Any:
+    """The float32 at an address, or the integer, LANES times."""
+    return spread(builder, read_at(builder, address, kind.element), kind)
+
+
+def spread(builder: Any, number: Any, kind: Any = VECTOR) -> Any:
+    nothing = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(nothing, number, WORD(0))
     return builder.shuffle_vector(one, nothing, ir.Constant(WORDS, [0] * LANES))
 
 
@@ -129,18 +134,18 @@ def added_up(builder: Any, vectors: list[Any]) -> Any:
     return vectors[0]
 
 
-def loop_of(builder: Any, count: Any, sums: int, step: Callable[..., Any]) -> list[Any]:
+def loop_of(builder: Any, count: Any, sums: int, step: Callable[..., Any], kind: Any = VECTOR) -> list[Any]:
     """`sums` vectors out of zeros and `count` steps, at least one: (place, vectors so far) -> vectors."""
     start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     builder.branch(loop)
     builder.position_at_end(loop)
-    place, totals = builder.phi(LONG), [builder.phi(VECTOR) for _ in range(sums)]
+    place, totals = builder.phi(LONG), [builder.phi(kind) for _ in range(sums)]
     grown = step(place, totals)
     following, end = builder.add(place, LONG(1)), builder.block
     place.add_incoming(LONG(0), start)
     place.add_incoming(following, end)
     for total, more in zip(totals, grown, strict=True):
-        total.add_incoming(ZEROS, start)
+        total.add_incoming(ir.Constant(kind, None), start)
         total.add_incoming(more, end)
     builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
     builder.position_at_end(after)
@@ -226,6 +231,11 @@ def bring_line(builder: Any, address: Any) -> None:
     builder.call(prefetch, [builder.inttoptr(address, pointer), WORD(0), WORD(2), WORD(1)])
 
 
+def times_plus(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, never in two roundings."""
+    return builder.call(llvm(builder, f"fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR), [x, y, z])
+
+
 def times_floats(read: Callable[..., Any]) -> Callable[..., Any]:
     def step(builder: Any, total: Any, addresses: Any) -> Any:
         weight, other = read(builder, addresses[0]), read_floats(builder, addresses[1])
@@ -264,13 +274,12 @@ def _integer_pairs(builder: Any, total: Any, addresses: Any) -> Any:
         wide = builder.bitcast(builder.sext(bytes_, ir.VectorType(HALF, 32)), WORDS)
         other = read_at(builder, builder.add(others, LONG(half * 64)), WORDS)
         found = builder.call(multiply, [found, wide, other])
-    multiply_and_add = llvm(builder, f"fma.v{LANES}f32", VECTOR, VECTOR, VECTOR, VECTOR)  # never in two roundings
-    return builder.call(multiply_and_add, [builder.sitofp(found, VECTOR), each_lane(builder, worth), total])
+    return times_plus(builder, builder.sitofp(found, VECTOR), each_lane(builder, worth), total)
 
 
 dot_float = _row_product((4, 4), 4, times_floats(read_floats))
 dot_bfloat = _row_product((2, 4), 4, times_floats(read_bfloats))
-dot_int8 = _row_product((1, 4), 4, times_floats(_read_int8s))
+dot_int8 = _row_product((1, 4), 4, times_floats(read_int8s))
 dot_bfloat_pairs = _row_product((2, 2, 2), 2, bfloat_pairs)
 dot_int8_pairs = _row_product((1, 2, 4 / BLOCK), 1, _integer_pairs)
 tile_bfloats = _tile_product((2, 2, 2), 2, bfloat_pairs)

@@ -27,6 +27,7 @@ SOURCES = (
     "attention_lanes.py",
     "row_plan.py",
     "row_math.py",
+    "byte_attention.py",
     "row_attention.py",
     "row_kernel.py",
 )

@@ -14,12 +14,15 @@ from diptych.core.attention_lanes import (
     bring,
     dot_bfloat_keys,
     dot_float_keys,
+    dot_int8_keys,
     sum_bfloat_values,
     sum_float_values,
+    sum_int8_values,
     weigh_bfloats,
     weigh_floats,
 )
-from diptych.core.lanes import BLOCK, LANES, LINE, PAIRS_BFLOATS, bfloats, floats, ints
+from diptych.core.byte_attention import KEY_QUERIES, VALUE_QUERIES, pack_odds, pack_query, score_bytes, sum_bytes
+from diptych.core.lanes import BLOCK, LANES, LINE, PAIRS_BFLOATS, PAIRS_INTEGERS, bfloats, floats, ints
 from diptych.core.row_math import (
     dot,
     exact,
@@ -47,16 +50,22 @@ def segments_of(plan: int) -> int:
 def keep_own(plan: int, layer: int, head: int, scratch: int) -> None:
     """Write the key and the value of a token to those of its text, for one head of them."""
     about, row = ints(plan), ints(layer)
-    width, form = about[at.HEAD_DIM], about[at.NUMBERS]
+    width = about[at.HEAD_DIM]
     key = about[at.PROJECTED] + (about[at.NUM_HEADS] + head) * width * 4
-    value, place = key + about[at.NUM_KV_HEADS] * width * 4, about[at.KEPT] + head * about[at.ROOM]
+    value, place = key + about[at.NUM_KV_HEADS] * width * 4, place_of(plan, head) + about[at.POSITION]
     if row[at.KEY_NORM]:
         normalise(key, scratch, width, layer + 8 * at.KEY_NORM, plan, False)
         key = scratch
-    turned, place = scratch + width * 4, (place + about[at.POSITION] * width) * size_of(form)
+    turned = scratch + width * 4
     turn(key, turned, plan, np.float32(1.0))
-    keep(turned, row[at.KEYS] + place, width, form)
-    keep(value, row[at.VALUES] + place, width, form)
+    keep(turned, row[at.KEYS], row[at.KEY_SCALES], place, plan)
+    keep(value, row[at.VALUES], row[at.VALUE_SCALES], place, plan)
+
+
+@exact
+def place_of(plan: int, head: int) -> int:
+    """Where a text's tokens begin in what the cache keeps of a layer, for one head of keys."""
+    return ints(plan)[at.KEPT] + head * ints(plan)[at.ROOM]
 
 
 @exact
@@ -67,14 +76,13 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
     odds (Milakov & Gimelshein 2018).
     """
     about, row = ints(plan), ints(layer)
-    width, form, segments = about[at.HEAD_DIM], about[at.NUMBERS], segments_of(plan)
+    width, form, segments = about[at.HEAD_DIM], about[at.CACHE], segments_of(plan)
     head, segment = share // segments, share % segments
     group = about[at.NUM_HEADS] // about[at.NUM_KV_HEADS]
-    size = size_of(form)
-    first, position = segment * at.SEGMENT, about[at.POSITION]
-    count = min(at.SEGMENT, position + 1 - first)
-    kept = about[at.KEPT] + head * about[at.ROOM]
-    keys, values = row[at.KEYS] + kept * size, row[at.VALUES] + kept * size
+    stride = width * size_of(form)
+    count = min(at.SEGMENT, about[at.POSITION] + 1 - segment * at.SEGMENT)
+    first = place_of(plan, head) + segment * at.SEGMENT
+    keys, values = row[at.KEYS] + first * stride, row[at.VALUES] + first * stride
     projected, queries = about[at.PROJECTED], scratch
     scores = queries + group * width * 4
     scale = np.float32(1.0) / np.sqrt(np.float32(width))
@@ -84,38 +92,65 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
             normalise(query, scores, width, layer + 8 * at.QUERY_NORM, plan, False)
             query = scores
         turn(query, mine, plan, scale)
-        pack(mine, packed + one * width * 4, width, form, form)
-    here = values + first * width * size
-    score(keys + first * width * size, here, count, group, queries, packed, scores, plan)
+        if PAIRS_INTEGERS and form == at.INT8 and width % BLOCK == 0:
+            pack_query(mine, packed + one * width * 4, width)
+        else:
+            pack(mine, packed + one * width * 4, width, form, form)
+    score(keys, values, count, group, queries, packed, scores, plan)
+    if form == at.INT8:
+        times_scales(scores, row[at.KEY_SCALES] + first * size_of(about[at.NUMBERS]), count, group, plan)
     partial = about[at.PARTIAL] + (head * group * segments + segment) * (width + 2) * 4
     further = segments * (width + 2) * 4
     weigh(scores, count, group, partial, further, plan)
-    soon, ahead = here, share + about[at.THREADS]  # keys that this thread is likely to read next
+    if form == at.INT8:
+        times_scales(scores, row[at.VALUE_SCALES] + first * size_of(about[at.NUMBERS]), count, group, plan)
+    soon, ahead = values, share + about[at.THREADS]  # keys that this thread is likely to read next
     if ahead < about[at.NUM_KV_HEADS] * segments:
-        kept = about[at.KEPT] + ahead // segments * about[at.ROOM]
-        soon = row[at.KEYS] + (kept + ahead % segments * at.SEGMENT * width) * size
-    add_values(here, count, group, scores, partial + 8, further, soon, plan)
+        soon = row[at.KEYS] + (place_of(plan, ahead // segments) + ahead % segments * at.SEGMENT) * stride
+    add_values(values, count, group, scores, partial + 8, further, soon, plan)
+
+
+@exact
+def times_scales(numbers: int, scales: int, count: int, group: int, plan: int) -> None:
+    """Scores times the scales of their keys, or odds times those of their values."""
+    for one in range(group):
+        here = floats(numbers + one * 4 * at.SEGMENT)
+        if ints(plan)[at.NUMBERS] == at.BFLOAT:
+            for key in range(count):
+                here[key] *= widened(bfloats(scales)[key])
+        else:
+            for key in range(count):
+                here[key] *= floats(scales)[key]
 
 
 @exact
 def score(keys: int, values: int, count: int, group: int, queries: int, packed: int, scores: int, plan: int) -> None:
     """Products of all queries of a group with keys; meanwhile the values are asked for."""
     about, step = ints(plan), 4 * at.SEGMENT
-    width, form = about[at.HEAD_DIM], about[at.NUMBERS]
+    width, form = about[at.HEAD_DIM], about[at.CACHE]
     stride = width * size_of(form)
     whole, lines = count // LANES * LANES if width % BLOCK == 0 else 0, LANES * stride // LINE
     for key in range(0, whole, LANES):
+        here = keys + key * stride
+        if PAIRS_INTEGERS and form == at.INT8:
+            bring(values + key * stride, lines)
+            for one in range(0, group, KEY_QUERIES):
+                many, mine, found = min(KEY_QUERIES, group - one), packed + one * width * 4, scores + one * step
+                score_bytes(here, width, mine, width * 4, many, found + key * 4, step)
+            continue
         for one in range(group):
             begin, end = lines * one // group, lines * (one + 1) // group
             if begin < end:
                 bring(values + key * stride + begin * LINE, end - begin)
             query, mine, found = queries + one * width * 4, packed + one * width * 4, scores + one * step + key * 4
             if form == at.FLOAT:
-                dot_float_keys(keys + key * stride, query, query, width, found)
+                dot_float_keys(here, query, query, width, found)
+            elif form == at.INT8:
+                dot_int8_keys(here, query, query, width, found)
             elif PAIRS_BFLOATS:
-                dot_bfloat_keys(keys + key * stride, mine, mine + 2 * width, width, found)
+                dot_bfloat_keys(here, mine, mine + 2 * width, width, found)
             else:
-                dot_bfloat_keys(keys + key * stride, query, query, width, found)
+                dot_bfloat_keys(here, query, query, width, found)
     for key in range(whole, count):
         for one in range(group):
             query, mine = queries + one * width * 4, packed + one * width * 4
@@ -125,7 +160,7 @@ def score(keys: int, values: int, count: int, group: int, queries: int, packed: 
 @exact
 def weigh(scores: int, count: int, group: int, partial: int, further: int, plan: int) -> None:
     """Odds in place of scores, up to what they add up to, which is written with the largest score."""
-    cap, padded = fraction(plan, at.SCORE_CAP), -(-count // LANES) * LANES
+    cap, padded = fraction(plan, at.SCORE_CAP), -(-count // BLOCK) * BLOCK
     for one in range(group):
         here = scores + one * 4 * at.SEGMENT
         mine = floats(here)
@@ -134,7 +169,7 @@ def weigh(scores: int, count: int, group: int, partial: int, further: int, plan:
                 mine[key] = cap * tanh(mine[key] / cap)
         for key in range(count, padded):
             mine[key] = LOWEST
-        if ints(plan)[at.NUMBERS] == at.BFLOAT:
+        if ints(plan)[at.CACHE] == at.BFLOAT:
             weigh_bfloats(here, padded, partial + one * further)
         else:
             weigh_floats(here, padded, partial + one * further)
@@ -144,15 +179,20 @@ def weigh(scores: int, count: int, group: int, partial: int, further: int, plan:
 def add_values(values: int, count: int, group: int, scores: int, sums: int, further: int, soon: int, plan: int) -> None:
     """Sums of values by the odds of each query; meanwhile what is at `soon` is asked for."""
     about, step = ints(plan), 4 * at.SEGMENT
-    width, form = about[at.HEAD_DIM], about[at.NUMBERS]
+    width, form = about[at.HEAD_DIM], about[at.CACHE]
     size, whole = size_of(form), width // BLOCK * BLOCK
     stride = width * size
+    if PAIRS_INTEGERS and form == at.INT8 and width % BLOCK == 0:
+        add_bytes(values, count, group, scores, sums, further, soon, width)
+        return
     for place in range(0, whole, BLOCK):
         here, next_ = values + place * size, soon + place * size
         for one in range(0, group, QUERIES):
             many, odds, out = min(QUERIES, group - one), scores + one * step, sums + one * further + place * 4
             if form == at.BFLOAT:
                 sum_bfloat_values(here, stride, count, odds, step, out, further, many, next_)
+            elif form == at.INT8:
+                sum_int8_values(here, stride, count, odds, step, out, further, many, next_)
             else:
                 sum_float_values(here, stride, count, odds, step, out, further, many, next_)
     for one in range(group):
@@ -163,6 +203,18 @@ def add_values(values: int, count: int, group: int, scores: int, sums: int, furt
             odd = odd_of(scores + one * step, key, form)
             for place in range(whole, width):
                 rest[place] += odd * number(values, key * width + place, form)
+
+
+@exact
+def add_bytes(values: int, count: int, group: int, scores: int, sums: int, further: int, soon: int, width: int) -> None:
+    """As `add_values`, with odds that have their scales, which are packed."""
+    step = 4 * at.SEGMENT
+    for one in range(group):
+        pack_odds(scores + one * step, -(-count // BLOCK))
+    for place in range(0, width, BLOCK):
+        for one in range(0, group, VALUE_QUERIES):
+            many, odds, out = min(VALUE_QUERIES, group - one), scores + one * step, sums + one * further + place * 4
+            sum_bytes(values + place, width, count, odds, step, out, further, many, soon + place)
 
 
 @exact

@@ -15,8 +15,9 @@ _matrices = [len(MATRIX) * place for place in range(7)]
 QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = _matrices
 _norms = [len(MATRIX) * 7 + len(NORM) * place for place in range(4)]
 ATTENTION_NORM, FEED_FORWARD_NORM, QUERY_NORM, KEY_NORM = _norms
-KEYS, VALUES = _norms[-1] + len(NORM), _norms[-1] + len(NORM) + 1  # what the cache keeps of all texts
-LAYER = VALUES + 1  # columns of a layer
+_kept = _norms[-1] + len(NORM)
+KEYS, KEY_SCALES, VALUES, VALUE_SCALES = range(_kept, _kept + 4)  # what the cache keeps of all texts
+LAYER = _kept + 4  # columns of a layer
 
 # A decoder and a row of it, which is the next token of a text: sizes, switches, matrices, and where what is worked on
 # lies. Rows that go through the decoder together have tables one after the other, which differ in their row's columns.
@@ -30,7 +31,8 @@ LAYER = VALUES + 1  # columns of a layer
     HIDDEN,
     VOCABULARY,
     WEIGHTS,  # the form of all matrices
-    NUMBERS,  # that of norms, biases, scales, keys and values
+    NUMBERS,  # that of norms, biases and scales
+    CACHE,  # that of keys and values
     IS_LAYER_NORM,
     EPS,
     ACTIVATION,
@@ -47,7 +49,7 @@ LAYER = VALUES + 1  # columns of a layer
     _,
     _,
     POSITIONS,  # learned ones
-    ROOM,  # numbers from one head to the next in what the cache keeps of a layer
+    ROOM,  # tokens from one head to the next in what the cache keeps of a layer
     SCRATCH,
     SCRATCH_BYTES,  # of each thread
     WIDE,  # bytes in it before what is widened beside a gate
@@ -62,9 +64,9 @@ LAYER = VALUES + 1  # columns of a layer
     POSITION,
     COS,
     SIN,
-    KEPT,  # numbers before those of its text in what the cache keeps of a layer
-) = range(41)
-DECODER = 41
+    KEPT,  # tokens before those of its text in what the cache keeps of a layer
+) = range(42)
+DECODER = 42
 
 # A thread's scratch, in bytes: the ticket of the phase that it is made for, sums of a tile, what a phase multiplies.
 MADE, FOUND, INPUT = 0, 64, 128

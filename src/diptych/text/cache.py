@@ -120,8 +120,8 @@ class KeyValueCache:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every layer has all of a text, as it was computed, a place for each token."""
-        return not any(span.window for span in self.spans) and not self.keys[0].is_packed
+        """Whether every layer has all of a text, a place for each token."""
+        return not any(span.window for span in self.spans)
 
     @property
     def num_bytes(self) -> int:

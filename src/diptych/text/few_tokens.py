@@ -1,8 +1,9 @@
 """Reading a few tokens, as writing does: the decoder by one call of compiled code (`core.row_kernel`).
 
 Here is decided what that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32 or 8 bits,
-over a cache that keeps all of a text as it is, and up to MOST tokens that go on from there: the next one of each of
-some texts, or one and those drafted after it. All others go through torch; both give the same logits within rounding.
+over a cache that keeps all of a text, as it is or in 8 bits, and up to MOST tokens that go on from there: the next one
+of each of some texts, or one and those drafted after it. All others go through torch; both give the same logits within
+rounding.
 """
 
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ class FewTokens:
         plan[at.NUM_HEADS], plan[at.NUM_KV_HEADS] = config.num_heads, config.num_kv_heads
         plan[at.HEAD_DIM], plan[at.VOCABULARY] = config.head_dim, config.vocab_size
         plan[at.NUMBERS], plan[at.IS_LAYER_NORM] = FORMS[self._dtype], config.norm == "layer"
+        plan[at.CACHE] = FORMS[cache.keys[0].parts[0].dtype]
         plan[at.ACTIVATION], plan[at.EPS] = at.ACTIVATIONS[config.activation], _bits(config.norm_eps)
         plan[at.SCORE_CAP], plan[at.LOGIT_CAP] = _bits(config.attention_softcap), _bits(config.logit_softcap)
         plan[at.THREADS], plan[at.LAYER_TABLE] = num_threads(), self._layers.ctypes.data
@@ -143,9 +145,10 @@ class FewTokens:
         """Where keys and values are, now that the cache has grown."""
         cache = self._cache
         self._slots, self._length = len(cache.lengths), cache.length
-        self._layers[:, at.KEYS] = [kept.whole.data_ptr() for kept in cache.keys]
-        self._layers[:, at.VALUES] = [kept.whole.data_ptr() for kept in cache.values]
-        self._plans[:, at.ROOM] = cache.keys[0].length * self._decoder.config.head_dim
+        for row, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            for column, kept in ((at.KEYS, keys), (at.VALUES, values)):
+                _fill(row, column, [part.data_ptr() for part in kept.parts])
+        self._plans[:, at.ROOM] = cache.keys[0].length
 
     def _turns_at(self, positions: Sequence[int], slots: Sequence[int]) -> list[int]:
         """The addresses of cos and sin of positions."""
