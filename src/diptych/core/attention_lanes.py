@@ -263,7 +263,7 @@ def _one_by_one(read: Callable[..., Any]) -> Callable[..., list[Any]]:
 
 
 def in_turn(builder: Any, first: Any, second: Any, number: Any) -> list[Any]:
-    """Numbers of two WORDS in turn: within each 16 bytes their lower ones, and their upper ones. One instruction each."""
+    """Numbers of two WORDS in turn: within each 16 bytes their lower ones, then their upper: an instruction each."""
     lane, count = 128 // number.width, 32 * LANES // number.width
     kind, index = ir.VectorType(number, count), ir.VectorType(WORD, count)
     both = [builder.bitcast(words_, kind) for words_ in (first, second)]
@@ -291,7 +291,7 @@ def _in_pairs(
         parts = []
         for part in range(0, BLOCK * size, LINE):
             both = [read_at(builder, builder.add(one, LONG(part)), WORDS) for one in rows]
-            parts += [builder.bitcast(turns, PAIRED_BFLOATS) for turns in in_turn(builder, *both, HALF)]
+            parts += [builder.bitcast(turns, PAIRED_BFLOATS) for turns in in_turn(builder, both[0], both[1], HALF)]
         place = builder.add(
             builder.shl(builder.lshr(pair, LONG(3)), LONG(6)), builder.shl(builder.and_(pair, LONG(7)), LONG(2))
         )

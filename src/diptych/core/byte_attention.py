@@ -101,7 +101,7 @@ def _turned(builder: Any, rows: list[Any]) -> list[Any]:
     """LANES vectors of as many words: the first word of each, the second, ..."""
     fours = []
     for first in range(0, LANES, 4):
-        (a, b), (c, d) = (in_turn(builder, *rows[here : here + 2], WORD) for here in (first, first + 2))
+        (a, b), (c, d) = (in_turn(builder, rows[here], rows[here + 1], WORD) for here in (first, first + 2))
         fours.append([*in_turn(builder, a, c, LONG), *in_turn(builder, b, d, LONG)])
     columns = [_lanes_turned(builder, list(column)) for column in zip(*fours, strict=True)]
     return [columns[word % 4][word // 4] for word in range(LANES)]
@@ -118,8 +118,8 @@ def score_bytes(
     scores: Any,
     next_scores: Any,
 ) -> Typed:
-    """The products of LANES keys of `width` bytes, one after the other, with up to KEY_QUERIES packed queries. These and
-    the scores lie `next_packed` and `next_scores` bytes one after the other."""
+    """The products of LANES keys of `width` bytes, one after the other, with up to KEY_QUERIES packed queries. These
+    and the scores lie `next_packed` and `next_scores` bytes one after the other."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         keys, width, packed, next_packed, queries, scores, next_scores = given
@@ -203,8 +203,8 @@ def _in_fours(
                 bring_line(builder, builder.add(soon, builder.mul(row, stride)))
                 row = builder.select(builder.icmp_signed("<", row, last), row, last)
                 rows.append(read_at(builder, builder.add(values, builder.mul(row, stride)), WORDS))
-            both = zip(in_turn(builder, *rows[:2], BYTE), in_turn(builder, *rows[2:], BYTE), strict=True)
-            parts = [part for pair in both for part in in_turn(builder, *pair, HALF)]
+            upper, lower = (in_turn(builder, rows[one], rows[one + 1], BYTE) for one in (0, 2))
+            parts = [part for pair in zip(upper, lower, strict=True) for part in in_turn(builder, *pair, HALF)]
             grown: list[Any] = []
             for query in mine:
                 for offset in (0, LOW):
@@ -216,7 +216,7 @@ def _in_fours(
         left = builder.select(builder.icmp_signed("<", left, LONG(BLOCK)), left, LONG(BLOCK))
         fours = builder.lshr(builder.add(left, LONG(3)), LONG(2))
         found = loop_of(builder, fours, many * 2 * PARTS, grow, WORDS)
-        grown = []
+        grown: list[Any] = []
         for query, packed in enumerate(mine):
             for part in range(PARTS):
                 digits = [found[(2 * query + digit) * PARTS + part] for digit in range(2)]
