@@ -50,9 +50,12 @@ def transformers(folder: str, new: int) -> float:
     return rate([later - sooner for sooner, later in itertools.pairwise(clock.moments[1:])])  # the prompt comes first
 
 
-def written(model: Any, count: int, new: int) -> list[float]:
+def written(model: Any, count: int, new: int, cache: str = "") -> list[float]:
     """Seconds of each step after the first, greedy, through the whole of `generate`."""
-    steps = model.generate(prompt(count), temperature=0, max_tokens=new, min_tokens=new, num_candidates=1)
+    from diptych.text.cache import CacheSettings
+
+    about = {"max_tokens": new, "min_tokens": new, "num_candidates": 1, "cache": CacheSettings(cache)}
+    steps = model.generate(prompt(count), temperature=0, **about)
     moments = [time.perf_counter() for _ in steps]
     return [later - sooner for sooner, later in itertools.pairwise(moments)]
 
@@ -70,14 +73,23 @@ def diptych(folder: str, new: int, bits: int, compiles: bool = False) -> float:
     return rate(written(model, PROMPT, new))
 
 
-def positions(folder: str, new: int) -> float:
-    """What a token costs at position 4,000 over what it costs at 100; the two take turns."""
+def positions(folder: str, new: int, cache: str = "") -> float:
+    """What a token costs at position 4,000 over what it costs at 100, with keys and values in `cache`'s dtype. They and
+    those of the other kind take turns, and what is found of both is printed."""
     import diptych
 
     model: Any = diptych.load(folder, dtype="bfloat16")
-    near, far = ([1 / rate(written(model, place - new // 2, new)) for _ in range(2)] for place in (100, 4000))
-    print(f"{1e3 * min(near):.2f} ms at 100, {1e3 * min(far):.2f} ms at 4,000")
-    return min(far) / min(near)
+    kinds, places = ("", "int8"), (100, 4000)
+    runs: dict[tuple[str, int], list[float]] = {(kind, place): [] for kind in kinds for place in places}
+    for (kind, place), seconds in [*runs.items()] * 2:
+        seconds.append(1 / rate(written(model, place - new // 2, new, kind)))
+    ratios = {}
+    for kind in kinds:
+        near, far = (min(runs[kind, place]) for place in places)
+        ratios[kind] = far / near
+        name = kind or "bfloat16"
+        print(f"{name}: {1e3 * near:.2f} ms at 100, {1e3 * far:.2f} ms at 4,000, {ratios[kind]:.2f}")
+    return ratios[cache]
 
 
 def batch(folder: str, new: int, rows: int) -> float:
