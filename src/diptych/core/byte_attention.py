@@ -27,6 +27,7 @@ from diptych.core.lanes import (
     HALF,
     INT,
     LANES,
+    LINE,
     LONG,
     VECTOR,
     WORD,
@@ -117,12 +118,14 @@ def score_bytes(
     queries: Any,
     scores: Any,
     next_scores: Any,
+    soon: Any,
 ) -> Typed:
     """The products of LANES keys of `width` bytes, one after the other, with up to KEY_QUERIES packed queries. These
-    and the scores lie `next_packed` and `next_scores` bytes one after the other."""
+    and the scores lie `next_packed` and `next_scores` bytes one after the other. As much memory as the keys take is
+    asked for at `soon`, a line at a time between products."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        keys, width, packed, next_packed, queries, scores, next_scores = given
+        keys, width, packed, next_packed, queries, scores, next_scores, soon = given
 
         def blocks_of(many: int) -> list[Any]:
             def grow(block: Any, totals: list[Any]) -> list[Any]:
@@ -134,7 +137,9 @@ def score_bytes(
                 mine = [builder.add(here, builder.mul(next_packed, LONG(query))) for query in range(many)]
                 begins = [each_lane(builder, builder.add(query, LONG(BEGIN)), WORDS) for query in mine]
                 sums = [[words(0), begin] for begin in begins]
+                coming = builder.add(soon, builder.mul(block, LONG(LANES * LINE)))
                 for place, four in enumerate(fours):
+                    bring_line(builder, builder.add(coming, LONG(LINE * place)))
                     for query, both in zip(mine, sums, strict=True):
                         for digit, offset in enumerate((0, LOW)):
                             signed = each_lane(builder, builder.add(query, LONG(offset + 4 * place)), WORDS)
@@ -149,7 +154,7 @@ def score_bytes(
                     store(builder, total, builder.add(scores, builder.mul(next_scores, LONG(query))))
         return context.get_dummy_value()
 
-    return types.void(*[INT] * 7), code
+    return types.void(*[INT] * 8), code
 
 
 @intrinsic

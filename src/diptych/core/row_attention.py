@@ -83,6 +83,11 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
     count = min(at.SEGMENT, about[at.POSITION] + 1 - segment * at.SEGMENT)
     first = place_of(plan, head) + segment * at.SEGMENT
     keys, values = row[at.KEYS] + first * stride, row[at.VALUES] + first * stride
+    scale_size = size_of(about[at.NUMBERS])
+    key_scales, value_scales = row[at.KEY_SCALES] + first * scale_size, row[at.VALUE_SCALES] + first * scale_size
+    if form == at.INT8:
+        bring(key_scales, count * scale_size // LINE + 1)
+        bring(value_scales, count * scale_size // LINE + 1)
     projected, queries = about[at.PROJECTED], scratch
     scores = queries + group * width * 4
     scale = np.float32(1.0) / np.sqrt(np.float32(width))
@@ -98,12 +103,12 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
             pack(mine, packed + one * width * 4, width, form, form)
     score(keys, values, count, group, queries, packed, scores, plan)
     if form == at.INT8:
-        times_scales(scores, row[at.KEY_SCALES] + first * size_of(about[at.NUMBERS]), count, group, plan)
+        times_scales(scores, key_scales, count, group, plan)
     partial = about[at.PARTIAL] + (head * group * segments + segment) * (width + 2) * 4
     further = segments * (width + 2) * 4
     weigh(scores, count, group, partial, further, plan)
     if form == at.INT8:
-        times_scales(scores, row[at.VALUE_SCALES] + first * size_of(about[at.NUMBERS]), count, group, plan)
+        times_scales(scores, value_scales, count, group, plan)
     soon, ahead = values, share + about[at.THREADS]  # keys that this thread is likely to read next
     if ahead < about[at.NUM_KV_HEADS] * segments:
         soon = row[at.KEYS] + (place_of(plan, ahead // segments) + ahead % segments * at.SEGMENT) * stride
@@ -133,10 +138,9 @@ def score(keys: int, values: int, count: int, group: int, queries: int, packed: 
     for key in range(0, whole, LANES):
         here = keys + key * stride
         if PAIRS_INTEGERS and form == at.INT8:
-            bring(values + key * stride, lines)
             for one in range(0, group, KEY_QUERIES):
                 many, mine, found = min(KEY_QUERIES, group - one), packed + one * width * 4, scores + one * step
-                score_bytes(here, width, mine, width * 4, many, found + key * 4, step)
+                score_bytes(here, width, mine, width * 4, many, found + key * 4, step, values + key * stride)
             continue
         for one in range(group):
             begin, end = lines * one // group, lines * (one + 1) // group
