@@ -21,6 +21,45 @@ print(resident_bytes() - before)
 """
 
 
+BESIDE = """
+import torch
+from diptych.train.allocator import keep_freed_memory
+from diptych.train.meter import forget_most_held, most_held, resident_bytes
+from diptych.train.state import State
+
+if not keep_freed_memory():
+    print("cannot")
+    raise SystemExit
+model = torch.nn.Linear(2, 2)
+state = State(model, [], 0.5, with_snapshots=False)
+before = resident_bytes()
+held = torch.ones(2**24)
+del held
+after_steps = resident_bytes() - before
+with state.averaged():
+    beside = resident_bytes() - before
+    held = torch.ones(2**24)
+    del held
+print(after_steps, beside, resident_bytes() - before)
+if forget_most_held():
+    print(most_held() - before)
+"""
+
+
+def test_what_is_done_beside_the_steps_neither_finds_what_they_freed_nor_leaves_anything() -> None:
+    done = subprocess.run([sys.executable, "-c", BESIDE], capture_output=True, text=True, check=True)
+    first, *rest = done.stdout.strip().splitlines()
+    if first == "cannot":
+        assert platform.libc_ver()[0] != "glibc"
+        return
+    after_steps, beside, after = map(int, first.split())
+    assert after_steps > 0.9 * 2**26
+    assert beside < 0.1 * 2**26
+    assert after < 0.1 * 2**26
+    for forgotten in map(int, rest):  # the most that was held, once it is counted anew
+        assert forgotten < 0.1 * 2**26
+
+
 def test_freed_memory_is_kept_only_when_asked() -> None:
     kept, given = (
         subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True).stdout.strip()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diptych.train import footprint as module
 from diptych.train.footprint import Footprint, footprint
-from diptych.train.outline import Outline
+from diptych.train.outline import Chore, Outline
 from diptych.train.recipe import OptimizerSettings
 
 WIDTH, DEPTH, ROWS = 64, 3, 16
@@ -39,7 +39,7 @@ OUTLINE = Outline(
     batch=lambda rows: Rows(torch.randn(rows, WIDTH)),
     loss=lambda model, batch: model(batch.rows).square().mean(),
     unit="rows",
-    validate=lambda model: model(torch.randn(ROWS, WIDTH)),
+    validation=Chore(lambda model: model(torch.randn(ROWS, WIDTH))),
 )
 take = partial(footprint, OUTLINE, optimizer=OptimizerSettings(), compute=torch.float32)
 PARAMETERS = DEPTH * WIDTH * WIDTH

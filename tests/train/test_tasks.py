@@ -136,6 +136,18 @@ def test_a_run_starts_from_the_weights_of_a_finished_model(recipe: Read, finishe
         assert task.tokenizer.encode("a cat") == Tokenizer.load(directory / "tokenizer.json").encode("a cat")
 
 
+def test_a_painter_from_before_its_network_had_a_setting_is_a_start(
+    recipe: Read, finished: Finished, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(finished("diffusion").model, directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    del config["unet"]["groups"]
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    task = build(recipe("diffusion", f"run.init_from={directory}"))
+    assert same(task.model.state_dict(), weights.read_tensors(directory))
+
+
 def test_a_run_goes_on_with_longer_texts_and_slower_positions(recipe: Read, finished: Finished, tmp_path: Path) -> None:
     """The weights do not depend on either; and an older checkpoint, which lacks settings that came later, is one."""
     directory = tmp_path / "model"

@@ -65,9 +65,14 @@ def forget_library(name: str) -> None:
             forget(file.place)
 
 
+def give_back() -> None:
+    """What was freed, and stayed with the C library."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it
+        trim(0)
+
+
 def settle() -> None:
     """After a model was opened: what was freed on the way, and the code of torch, of which its import ran more than a
     model will (41 of 62 MB)."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it
-        trim(0)
+    give_back()
     forget_library("libtorch")

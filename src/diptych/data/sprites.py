@@ -141,7 +141,7 @@ def _clear(glasses: Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([colour, opacity], 2).astype(np.uint8))
 
 
-@lru_cache(maxsize=1500)
+@lru_cache(maxsize=64)
 def _sprite(root: Path, name: str, style: str, time: str, side: int) -> Image.Image:
     """A sprite in the light of the time, `side` pixels a side."""
     sprite = _load(root, name, style).resize((side, side), Image.Resampling.BICUBIC)

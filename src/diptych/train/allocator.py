@@ -2,7 +2,8 @@
 
 glibc gives a large piece back to the system at once and asks for it anew in the next step, and the system hands it out
 page by page, each one filled with zeros at its first touch: a fifth of a training step on a CPU goes into that. A
-training process takes the same pieces again and again, so it keeps them.
+training process takes the same pieces again and again, so it keeps them. What is done now and then beside the steps
+needs pieces of other sizes, which would come on top: before and after, all that is free goes back (`State.averaged`).
 """
 
 import ctypes
@@ -13,7 +14,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """From here on, this process keeps freed memory for itself; what it holds no longer falls below its peak.
+    """From here on, this process keeps freed memory for itself: what it holds falls below its peak only where
+    `core.memory.give_back` says so.
 
     Returns:
         Whether the C library can do that: only glibc can.

@@ -202,7 +202,7 @@ def footprint(
         ledger.begin("validation")
         ledger.measure()
         with _swapped(model, bool(average)), torch.no_grad():  # in float32, as a run validates
-            outline.validate(model.eval())
+            outline.validation.piece(model.eval())
         validating, validation = sum(work.flops for work in ledger.work), ledger.peak
         blocks = [block for network in outline.networks(model) for block in blocks_of(network)] or [model]
         result = Footprint(
@@ -216,7 +216,7 @@ def footprint(
             part=part,
             forward=forward,
             optimizing=optimizing,
-            validating=validating * outline.validations,
+            validating=validating * outline.validation.pieces,
             block=max(sum(_bytes(parameter) for parameter in block.parameters()) for block in blocks),
             checkpoint=kept["weights"] + kept["optimizer"] + kept["averages"],
         )

@@ -220,7 +220,7 @@ class Keeper:
             "loss": done.loss,
             "learning_rate": rate,
             "speed": round(done.units / done.seconds, 1),
-            "seconds": round(self.state.seconds, 1),
+            "seconds": round(self.state.seconds, 3),
             self.task.unit: self.state.seen,
             "waited": round(waited, 4),
             **done.figures,

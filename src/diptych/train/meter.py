@@ -154,6 +154,15 @@ def resident_bytes(device: torch.device | None = None) -> int:
     return most_held()
 
 
+def forget_most_held() -> bool:
+    """From here on, `most_held` counts anew, from what is held now. Returns: whether the system can do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def most_held() -> int:
     """The most memory that this process has held so far, in bytes; 0 where nobody says.
 

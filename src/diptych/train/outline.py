@@ -17,8 +17,20 @@ from diptych.train.recipe import Recipe
 from diptych.train.tasks import TASKS
 
 
-def _nothing(model: nn.Module) -> None:
-    return None
+@dataclass(frozen=True)
+class Chore:
+    """What a run does beside its steps, piece by piece.
+
+    Args:
+        piece: the largest piece of it, for its memory and its time.
+        pieces: how many there are each time that it is done.
+    """
+
+    piece: Callable[[Any], Any]
+    pieces: float = 1.0
+
+
+NOTHING = Chore(lambda model: None, 0.0)
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,8 @@ class Outline:
         batch: a batch of so many rows, of the right shapes and dtypes.
         loss: (model, batch) -> the scalar to minimise.
         unit, units: what is counted, and how many a row holds.
-        validate: the largest work of a validation at once, for its memory, its operations and its time.
-        validations: how often that is done in one validation.
+        validation, sampling: one of them; of the first its operations are counted, too.
+        ending: what is done when the model is finished, beside writing it.
         beside: bytes on the device that are there and not trained.
         data: bytes of data that the process keeps in the host's memory.
         tensor: the largest number of processes that the matrices divide over.
@@ -46,8 +58,9 @@ class Outline:
     loss: Callable[[Any, Any], Tensor]
     unit: str
     units: int = 1
-    validate: Callable[[Any], Any] = _nothing
-    validations: float = 1.0
+    validation: Chore = NOTHING
+    sampling: Chore = NOTHING
+    ending: Chore = NOTHING
     beside: int = 0
     data: int = 0
     tensor: int = 1

@@ -27,7 +27,7 @@ from diptych.train.recipe import Recipe, RunSettings
 
 # Of a process on the CPU, beside what its tensors hold, as measured on x86 Linux with glibc: the parts of torch's
 # libraries that the first step brings into memory, and the share of what passes that the allocator leaves unused
-# between the pieces. It keeps all of it between steps (`allocator`): what else is done comes on top.
+# between the pieces. It keeps all of it between steps (`allocator`), and nothing while something else is done.
 LIBRARIES = 75 * 2**20
 FRAGMENTS = 0.27
 COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: torch's, and safetensors' bytes
@@ -54,8 +54,9 @@ class Plan:
         fits: whether the memory is less than the room.
         step_seconds: one step, without reading, which goes on beside it.
         speed: units (tokens, pictures) a second.
-        validating: seconds of one validation.
-        seconds: to the end, validations and the start among them.
+        validating, sampling, ending: seconds of one validation, of the samples once, and of what comes at the end; the
+            last two are known where steps were made.
+        seconds: to the end, all of this and the start among them.
         watts: of all devices used; an assumption where the machine is not in the table.
         flops: floating-point operations of a step.
         checkpoint, disk: bytes of one checkpoint, and of all that the run keeps at once.
@@ -80,6 +81,8 @@ class Plan:
     step_seconds: float
     speed: float
     validating: float
+    sampling: float
+    ending: float
     seconds: float
     watts: float
     flops: float
@@ -139,9 +142,8 @@ def plan_here(
         most = _most_rows(rows, whole, room)
         if most:
             fits = sum(whole.validation.values()) < USABLE * room
-            validations = max(2, round(outline.validations)) if fits else 0
             changes, began = list(recipe.overrides), time.time()
-            found = probe(Request(str(recipe.path), changes, most, seconds, validations, began, threads, dtype))
+            found = probe(Request(str(recipe.path), changes, most, seconds, fits, began, threads, dtype))
             tried = whole if found.rows == rows and run.accumulate == 1 else once(found.rows)
             held = _held_here(whole, tried, found, device)
     held["beside"] = outline.beside
@@ -150,7 +152,7 @@ def plan_here(
     each = found.seconds / found.rows if found else 0.0
     update = found.update if found else 0.0
     step = run.batch * each + update
-    validating = found.validating * outline.validations if found else 0.0
+    validating, sampling, ending = _chores(outline, found)
     if found and not found.validating:
         validating = whole.validating / whole.flops * rows * each
     total = sum(held.values())
@@ -180,9 +182,13 @@ def plan_here(
         step_seconds=step,
         speed=run.batch * outline.units / step if step else 0.0,
         validating=validating,
+        sampling=sampling,
+        ending=ending,
         seconds=(found.starting if found else 0.0)
         + run.steps * step
-        + validating * _times(run.steps, run.validate_every),
+        + validating * _times(run.steps, run.validate_every)
+        + (sampling * _times(run.steps, run.sample_every) if run.sample_every else 0.0)
+        + ending,
         watts=watts,
         flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
         checkpoint=whole.checkpoint,
@@ -237,6 +243,8 @@ def plan_there(recipe: Recipe, devices: int, machine: Machine) -> Plan:
         step_seconds=step,
         speed=run.batch * outline.units / step,
         validating=validating,
+        sampling=0.0,
+        ending=0.0,
         seconds=run.steps * step + validating * _times(run.steps, run.validate_every),
         watts=machine.watts * best.layout.devices,
         flops=many.flops / many.rows * run.batch + sum(work.flops for work in many.optimizing),
@@ -371,13 +379,27 @@ def _footprint(
         )
 
 
+def _chores(outline: Outline, found: Probe | None) -> tuple[float, float, float]:
+    """Seconds of a validation, of the samples once, and of the end, as far as a piece of each was made."""
+    if not found:
+        return 0.0, 0.0, 0.0
+    return (
+        found.validating * outline.validation.pieces,
+        found.sampling * outline.sampling.pieces,
+        found.ending * outline.ending.pieces,
+    )
+
+
 def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: torch.device) -> dict[str, int]:
-    """Bytes by kind on this machine. What the tensors hold is known; what the process holds beside them was measured
-    with the rows that were tried, and the share that is lost between the pieces grows with what passes."""
+    """Bytes by kind on this machine, at the worst of three moments: in a step, in what is done beside the steps, in
+    saving. What is free goes back to the system between them. What the tensors hold is known; what the process holds
+    beside them was measured with the rows that were tried, and the share that is lost between the pieces grows with
+    what passes."""
     if device.type != "cpu":
         return whole.peak | {"allocator": round(SLACK * whole.passing), "process": CONTEXT}
     process, libraries, lost = PROCESS, LIBRARIES, round(FRAGMENTS * whole.stepping)
-    validating = sum(whole.validation.values()) - whole.staying  # beside all that the steps have left
+    looking = sum(whole.validation.values()) - whole.staying
+    looking += round(FRAGMENTS * looking)
     if found:
         process = found.process
         libraries = round(found.stepped - process - tried.staying - (1 + FRAGMENTS) * tried.stepping)
@@ -385,13 +407,12 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
             libraries = max(LIBRARIES // 2, libraries)
         lost, libraries = max(0, lost + min(0, libraries)), max(0, libraries)
         if found.validating:
-            validating = found.validated - found.stepped
+            looking = max(0, found.looked - process - libraries - whole.staying)
     staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}
-    retained = whole.stepping + lost
     moments = (
         max(whole.step, whole.update, key=lambda kinds: sum(kinds.values())) | {"allocator": lost},
-        staying | {"validation": validating, "allocator": retained},
-        staying | {"saving": COPIES_TO_SAVE * max(staying.values()), "allocator": retained},
+        staying | {"validation": looking},
+        staying | {"saving": COPIES_TO_SAVE * max(staying.values())},
     )
     worst = max(moments, key=lambda kinds: sum(kinds.values()))
     return worst | {"libraries": libraries, "process": process}
@@ -419,10 +440,10 @@ def _instead(run: RunSettings, once: Callable[..., Footprint], passing: float) -
         few, many = (once(rows, parts=2, recompute=again) for rows in (1, run.batch // run.accumulate))
         sketch = Sketch(few, many, 0, 0)
         saving = COPIES_TO_SAVE * max(many.kept[kind] for kind in ("weights", "optimizer", "averages"))
-        after = max(saving, sum(many.validation.values()) - many.staying)
+        looking = (1 + FRAGMENTS) * (sum(many.validation.values()) - many.staying)
         for parts in (parts for parts in range(run.accumulate, run.batch + 1) if run.batch % parts == 0):
             step = (1 + FRAGMENTS) * max(sketch.stepping(run.batch / parts), sum(many.update.values()) - many.staying)
-            if step + after <= passing:
+            if max(step, looking, saving) <= passing:
                 return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
     return ""
 

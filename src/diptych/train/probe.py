@@ -21,8 +21,8 @@ class Request:
     """Args:
     recipe, overrides: as for `read_recipe`.
     rows: of one part, the most that may be tried.
-    seconds: for all steps together, roughly.
-    validations: how often the work of a validation is done, too, if there is time.
+    seconds: for all steps together, roughly, and for each of the chores beside them.
+    does_chores: whether those are done, too.
     began: when the process was started, in seconds as `time.time` counts them.
     threads: of the CPU; None is all.
     dtype: as for `diptych train`.
@@ -32,7 +32,7 @@ class Request:
     overrides: list[str]
     rows: int
     seconds: float
-    validations: int
+    does_chores: bool
     began: float
     threads: int | None = None
     dtype: str | None = None
@@ -44,20 +44,22 @@ class Probe:
     rows: that the last steps had.
     seconds: forward and backward of `rows` rows.
     update: seconds of the optimizers and averages.
-    validating: seconds of the largest work of a validation, 0.0 where it was not done.
-    starting: seconds from the start of the process to the first step.
+    validating, sampling, ending: seconds of a piece of each chore of the outline, 0.0 where it was not done.
+    starting: seconds from the start of the process to the first step, with what those that read ahead need to start.
     process: bytes before there was a model.
-    stepped, validated: bytes, the most that there were when the steps were made, and when the validation was.
+    stepped, looked: bytes, the most that there were when the steps were made, and when the chores were done.
     """
 
     rows: int
     seconds: float
     update: float
     validating: float
+    sampling: float
+    ending: float
     starting: float
     process: int
     stepped: int
-    validated: int
+    looked: int
 
 
 def probe(request: Request) -> Probe:
@@ -78,9 +80,9 @@ def measure(request: Request) -> Probe:
     import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.precision import choose
     from diptych.train.allocator import keep_freed_memory
-    from diptych.train.meter import Meter, most_held, resident_bytes
+    from diptych.train.meter import Meter, forget_most_held, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
-    from diptych.train.outline import outline_of
+    from diptych.train.outline import NOTHING, Chore, outline_of
     from diptych.train.plan import plan_here
     from diptych.train.ranks import ALONE, blocks_of
     from diptych.train.recipe import read_recipe
@@ -90,6 +92,7 @@ def measure(request: Request) -> Probe:
     keep_freed_memory()  # as `diptych train` does
     if request.threads:
         torch.set_num_threads(request.threads)
+    imported = time.time() - request.began
     recipe = read_recipe(request.recipe, request.overrides)
     device, compute = choose(None, request.dtype)
     outline = outline_of(recipe)
@@ -143,6 +146,8 @@ def measure(request: Request) -> Probe:
         return most_held() if device.type == "cpu" else 0
 
     starting = time.time() - request.began
+    if recipe.run.workers:  # they import the same, and are waited for
+        starting += imported
     until = time.perf_counter() + request.seconds
     rows = 1
     seconds, update = timed(rows, 1, 0.0)
@@ -156,15 +161,23 @@ def measure(request: Request) -> Probe:
         is_last = rows == request.rows
         seconds, update = timed(rows, 2 if is_last else 1, until if is_last else 0.0)
     stepped = held()
-    called: list[float] = []
-    with state.averaged():
-        began = time.perf_counter()
-        while len(called) < request.validations and time.perf_counter() - began < request.seconds:
-            started = time.perf_counter()  # each call leaves a little less room in one piece than the one before
-            outline.validate(task.model)
-            called.append(time.perf_counter() - started)
-    validating = statistics.median(called[1:] or called or [0.0])
-    return Probe(rows, seconds, update, validating, starting, process, stepped, held())
+
+    def done_as(chore: Chore) -> float:
+        """Seconds of a piece: the median, without the first one where there are more. They are as many as a run does,
+        where there is time for that, since each leaves a little less room in one piece than the one before."""
+        times: list[float] = []
+        with state.averaged():
+            began = time.perf_counter()
+            while len(times) < max(2, chore.pieces) and time.perf_counter() - began < request.seconds:
+                started = time.perf_counter()
+                chore.piece(task.model)
+                times.append(time.perf_counter() - started)
+        return statistics.median(times[1:] or times)
+
+    forget_most_held()
+    chores = (outline.validation, outline.sampling if recipe.run.sample_every else NOTHING, outline.ending)
+    validating, sampling, ending = (done_as(chore) if request.does_chores and chore.pieces else 0.0 for chore in chores)
+    return Probe(rows, seconds, update, validating, sampling, ending, starting, process, stepped, held())
 
 
 if __name__ == "__main__":

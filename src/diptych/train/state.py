@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diptych.core.memory import give_back
 from diptych.core.weights import whole
 from diptych.train.averages import Average, PowerAverages, save_snapshot, snapshot_path
 from diptych.train.optimizers import optimizer_tensors
@@ -71,7 +72,9 @@ class State:
             "best": self.best,
             "refused": self.refused,
         }
+        give_back()
         run.save(self.step, self.tensors(), numbers, ranks)
+        give_back()
 
     def restore(self, run: RunDirectory, step: int) -> None:
         """The checkpoint of `step`, into the tensors as they lie. An average that the checkpoint has not, since it was
@@ -90,7 +93,9 @@ class State:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Run a block with the averaged weights in the model, in evaluation mode, without gradients."""
+        """Run a block with the averaged weights in the model, in evaluation mode, without gradients; and without the
+        memory that the steps have freed, as they go on without what the block leaves."""
+        give_back()
         before = {}
         if self.average:
             before = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -102,7 +107,9 @@ class State:
         finally:
             if before:
                 self.model.load_state_dict(before)
+                before.clear()
             self.model.train()
+            give_back()
 
     def snapshot(self, folder: Path, is_first: bool) -> None:
         """Keep the power averages as they are now."""

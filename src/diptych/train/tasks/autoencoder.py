@@ -25,12 +25,13 @@ from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
 from diptych.image.validation import fidelity
 from diptych.train.card import About, earlier_stages
-from diptych.train.outline import Outline, channels_last
+from diptych.train.outline import NOTHING, Chore, Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 LATENT = 2  # stream of randomness
 AT_ONCE = 32  # pictures, as many as a validation takes
+MEASURED = 512  # pictures of which the latents are brought to mean 0 and deviation 1
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class AutoencoderTask:
 
     def save(self, directory: Path, card: str) -> None:
         if self.settings.trains_encoder:
-            self.model.measure(self._some(512))
+            self.model.measure(self._some(MEASURED))
         config: dict[str, Any] = {
             "kind": "autoencoder",
             "name": self.recipe.name,
@@ -252,8 +253,11 @@ def outline(recipe: Recipe) -> Outline:
         edge, kl = settings.edge_weight, settings.kl_weight
         return autoencoder_loss(model, *batch, edge_weight=edge, kl_weight=kl)[0]
 
+    def some() -> Tensor:
+        return torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8).float() / 127.5 - 1
+
     def validate(model: Autoencoder) -> None:
-        part = torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8).float() / 127.5 - 1
+        part = some()
         rebuilt = model.decoder(model.moments(part)[0]).float().clamp(-1, 1)
         peak_signal_to_noise(rebuilt, part)
         structural_similarity(rebuilt, part)
@@ -264,7 +268,7 @@ def outline(recipe: Recipe) -> Outline:
         batch=batch,
         loss=loss,
         unit=AutoencoderTask.unit,
-        validate=validate,
-        validations=data.held_out / AT_ONCE,
+        validation=Chore(validate, pieces=data.held_out / AT_ONCE),
+        ending=Chore(lambda model: model.moments(some()), MEASURED / AT_ONCE) if settings.trains_encoder else NOTHING,
         data=data.held_out * 3 * data.size**2,
     )

@@ -28,7 +28,7 @@ from diptych.data.trouble import Trouble
 from diptych.image.judge import AT_ONCE, Judge, JudgeConfig
 from diptych.image.photo import to_picture
 from diptych.train.card import About
-from diptych.train.outline import Outline, channels_last
+from diptych.train.outline import NOTHING, Chore, Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -310,12 +310,21 @@ def outline(recipe: Recipe) -> Outline:
         kept = torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8)
         _read(model, kept)
 
+    def end(model: Judge) -> None:
+        model.read_pictures(picture for _, picture in fresh_scenes(AT_ONCE))
+
+    remarks: tuple[str, ...] = ()
+    try:
+        next(fresh_scenes(1))
+    except ValueError:
+        remarks = (f"without the sprites the {data.fresh:,} scenes that are drawn and read at the end are left out",)
     return Outline(
         make=lambda: channels_last(Judge(config)),
         networks=lambda model: [model],
         batch=batch,
         loss=loss,
         unit=ClassifierTask.unit,
-        validate=validate,
-        validations=data.held_out / AT_ONCE,
+        validation=Chore(validate, pieces=data.held_out / AT_ONCE),
+        ending=NOTHING if remarks else Chore(end, pieces=data.fresh / AT_ONCE),
+        remarks=remarks,
     )

@@ -22,7 +22,7 @@ from diptych.image.matching import measure_matching
 from diptych.image.pairing import Pairing, PairingConfig, PairingModel
 from diptych.image.photo import to_picture
 from diptych.train.card import About
-from diptych.train.outline import Outline, channels_last
+from diptych.train.outline import Chore, Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -209,7 +209,6 @@ def outline(recipe: Recipe) -> Outline:
         batch=batch,
         loss=loss,
         unit=ContrastiveTask.unit,
-        validate=lambda model: model.see(batch(64).pictures),
-        validations=data.held_out / 64,
+        validation=Chore(lambda model: model.see(batch(64).pictures), pieces=data.held_out / 64),
         data=data.held_out * 3 * data.size**2,
     )

@@ -35,7 +35,7 @@ from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.validation import denoising_loss, latents_of, predictions_each
 from diptych.train.card import About, earlier_stages
-from diptych.train.outline import Outline, channels_last
+from diptych.train.outline import Chore, Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_pictures
 from diptych.train.start import Start
@@ -207,7 +207,8 @@ class DiffusionTask:
         network = make_network(kind, network_config.to_dict())
         if start:
             start.check("encoder", encoder_config.to_dict(), free=("length",))
-            start.check(kind, network_config.to_dict())
+            known = NETWORKS[kind][0]
+            start.check(kind, network_config.to_dict(), read=lambda found: known.from_dict(found).to_dict())
             if not self.data.text_encoder:
                 start.fill(encoder, "encoder.")
             start.fill(network, f"{kind}.")
@@ -421,6 +422,12 @@ def outline(recipe: Recipe) -> Outline:
         noisy = (batch.latents, batch.noise, batch.times, Condition(context, batch.mask))
         return denoising_objective(model[kind], prediction, path, *noisy, weighting=settings.weighting)[0]
 
+    def paint(model: nn.ModuleDict) -> None:
+        """A step of the pictures that a run shows, each with its prompt and without."""
+        device, compute = choose()
+        with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+            loss(model, batch(2 * SHOWN))
+
     with torch.device("meta"):
         frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
     missing = f"no autoencoder at '{data.autoencoder}' yet: one of {latent.latent_channels} channels is assumed"
@@ -435,8 +442,10 @@ def outline(recipe: Recipe) -> Outline:
         batch=batch,
         loss=loss,
         unit=DiffusionTask.unit,
-        validate=lambda model: loss(model, batch(32)),
-        validations=data.held_out * predictions_each(data.held_out) / 32,
+        validation=Chore(
+            lambda model: loss(model, batch(32)), pieces=data.held_out * predictions_each(data.held_out) / 32
+        ),
+        sampling=Chore(paint, pieces=ImageRequest.steps),
         data=data.held_out * 3 * data.size**2,
         beside=frozen,
         remarks=() if has_autoencoder else (missing,),

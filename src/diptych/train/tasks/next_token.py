@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diptych.core.experts import active_parameters
 from diptych.core.lora import Adapter, LoraSettings
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
+from diptych.core.tokenizer import BEGIN, END, SMALLEST_VOCABULARY, Tokenizer
 from diptych.data.mix import labels, read_mix
 from diptych.data.packing import Batch, Mixture, MixtureSource
 from diptych.data.shelf import is_shelved
@@ -26,7 +28,7 @@ from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import TOGETHER, bits_per_byte, count_targets, next_token_loss
 from diptych.train.card import About, earlier_stages
-from diptych.train.outline import Outline
+from diptych.train.outline import Chore, Outline
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_texts
 from diptych.train.start import Start
@@ -196,11 +198,7 @@ class NextTokenTask:
 
     def sample(self, directory: Path, step: int) -> None:
         """A page of text: the same prompts and seeds at every time, so that pages compare."""
-        model = TextModel(self.recipe.name, self.decoder, self.tokenizer)
-        pages = []
-        for prompt in PROMPTS:
-            told = model.generate(prompt, max_tokens=150, temperature=0.7, seed=1).result().text
-            pages.append(f"{prompt}{told}")
+        pages = [_page(self.recipe.name, self.decoder, self.tokenizer, prompt) for prompt in PROMPTS]
         save_texts(directory, step, pages, PROMPTS)
 
     def about(self) -> About:
@@ -259,6 +257,11 @@ class NextTokenTask:
         model.save(directory, card, dtype=torch.bfloat16)
 
 
+def _page(name: str, decoder: Decoder, tokenizer: Tokenizer, prompt: str) -> str:
+    model = TextModel(name, decoder, tokenizer)
+    return prompt + model.generate(prompt, max_tokens=150, temperature=0.7, seed=1).result().text
+
+
 def build(recipe: Recipe) -> NextTokenTask:
     return NextTokenTask(recipe)
 
@@ -271,6 +274,13 @@ def filled_in(recipe: Recipe) -> dict[str, Any]:
     return {
         "overrides": {key: value for key, value in sizes.items() if key not in ("vocab_size", "context", "dropout")}
     }
+
+
+@cache
+def _stand_in(vocab_size: int) -> Tokenizer:
+    """A tokenizer of that size that was learned from nothing: bytes, and names for the rest."""
+    names = [BEGIN, END, *(f"<{number}>" for number in range(vocab_size - SMALLEST_VOCABULARY))]
+    return Tokenizer.train((), vocab_size, names)
 
 
 WINDOWS = 4  # contexts in a held-out document, as a plan assumes where it does not read them
@@ -320,8 +330,12 @@ def outline(recipe: Recipe) -> Outline:
         loss=lambda model, batch: next_token_loss(decoder(model), batch)[0],
         unit=NextTokenTask.unit,
         units=sizes.context,
-        validate=lambda model: F.log_softmax(decoder(model)(batch(rows).tokens), dim=-1),
-        validations=sum(contexts) / rows,
+        validation=Chore(
+            lambda model: F.log_softmax(decoder(model)(batch(rows).tokens), dim=-1), pieces=sum(contexts) / rows
+        ),
+        sampling=Chore(
+            lambda model: _page("", decoder(model), _stand_in(sizes.vocab_size), PROMPTS[0]), pieces=len(PROMPTS)
+        ),
         tensor=sizes.num_kv_heads,
         stream=sizes.context * sizes.width,
         remarks=remarks,
