@@ -1,13 +1,15 @@
 """Code that is compiled once a machine: Python to machine code by Numba, kept in the user's cache folder.
 
 What is kept is an object file, as a C compiler would write it, under a name made of all that decides it: the sources,
-the compiler and the processor. LLVM puts it into memory in a tenth of a second, without Numba.
+the compiler and the processor. LLVM puts it into memory in a tenth of a second, without Numba, which takes half a
+gigabyte to compile it: in a process of its own, with which that goes.
 """
 
 import ctypes
 import hashlib
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,8 +38,9 @@ _owners: list[Any] = []  # of the code in memory
 
 @cache
 def is_here() -> bool:
-    """Whether code can be compiled: not every system has Numba."""
-    return sys.byteorder == "little" and sys.maxsize > 2**32 and all(map(find_spec, ("numba", "llvmlite")))
+    """Whether code can be compiled: not every system has Numba, nor a Python that can be started again."""
+    is_able = sys.byteorder == "little" and sys.maxsize > 2**32 and bool(sys.executable)
+    return is_able and all(map(find_spec, ("numba", "llvmlite")))
 
 
 @cache
@@ -46,14 +49,9 @@ def compiled() -> Callable[[int, int, int], int]:
     import llvmlite
     import llvmlite.binding as llvm
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    processor = {"cpu": llvm.get_host_cpu_name(), "features": llvm.get_host_cpu_features().flatten()}
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        **processor, opt=3, reloc="pic", codemodel="jitdefault"
-    )
+    machine, processor = _machine()
     about = f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
-    code, name = _kept(about, lambda: _object_file(machine))
+    code, name = _kept(about, _made_apart)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -66,6 +64,17 @@ def compiled() -> Callable[[int, int, int], int]:
     where = ctypes.addressof(result), ctypes.addressof(trouble)
     forget_library("libllvmlite")  # 40 MB
     return lambda *arguments: int(run(*where, *arguments))
+
+
+def _machine() -> tuple[Any, dict[str, str]]:
+    """What LLVM makes code for: this processor, in its own words, too."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    processor = {"cpu": llvm.get_host_cpu_name(), "features": llvm.get_host_cpu_features().flatten()}
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(**processor, opt=3, reloc="pic", codemodel="jitdefault"), processor
 
 
 def _kept(about: str, make: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
@@ -88,9 +97,16 @@ def _kept(about: str, make: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str
     return code, name
 
 
-def _object_file(machine: Any) -> tuple[bytes, str]:
-    """The object file, and the name of its function."""
+def _made_apart() -> tuple[bytes, str]:
+    """The object file, and the name of its function, from another process."""
     print("diptych: compiling for this processor, once ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "diptych.core.machine_code"]
+    name, code = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split(b"\n", 1)
+    return code, name.decode()
+
+
+def _object_file() -> tuple[bytes, str]:
+    """The same in this one."""
     import llvmlite.binding as llvm
     from numba import njit, types
 
@@ -101,4 +117,9 @@ def _object_file(machine: Any) -> tuple[bytes, str]:
     code = function.inspect_llvm(function.signatures[0])
     defined = re.search(r"^define [^@\n]*@([^(]+)\(", code, re.MULTILINE)
     assert defined is not None
-    return machine.emit_object(llvm.parse_assembly(code)), defined[1]
+    return _machine()[0].emit_object(llvm.parse_assembly(code)), defined[1]
+
+
+if __name__ == "__main__":
+    code, name = _object_file()
+    sys.stdout.buffer.write(name.encode() + b"\n" + code)

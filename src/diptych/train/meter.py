@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from diptych.core.memory import give_back
+
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 LONG_ENOUGH = 0.01  # seconds of one product: larger matrices would not be faster
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
@@ -66,8 +68,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1
     """FLOP/s of the fastest of some products of square matrices, made for about `seconds`; 0.0 if it cannot multiply.
 
     The matrices hold noise, since zeros cost a GPU less power and so flatter it, from a generator of their own: no
-    draw of the run changes.
+    draw of the run changes. What they took goes back to the system.
     """
+    best = _fastest(device, dtype, seconds)
+    give_back()
+    return best
+
+
+def _fastest(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     chance = torch.Generator(device).manual_seed(0)
     began, best = time.perf_counter(), 0.0
     for size in SIZES:
