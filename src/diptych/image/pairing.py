@@ -22,7 +22,7 @@ from diptych.core.tokenizer import Tokenizer
 from diptych.image.clip import PictureTower, PictureTowerConfig, TextTower, TextTowerConfig
 from diptych.image.contrast import LARGEST_SCALE, LOSSES
 from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts
-from diptych.image.judge import pooled, trunk
+from diptych.image.judge import AT_ONCE, pooled, trunk
 from diptych.image.prompt_tokens import PromptTokenizer
 
 
@@ -165,7 +165,7 @@ class PairingModel:
         weights.save(directory, config, self.network.state_dict(), texts=texts, card=card)
 
     @torch.no_grad()
-    def see(self, pictures: np.ndarray, batch: int = 64) -> Tensor:
+    def see(self, pictures: np.ndarray, batch: int = AT_ONCE) -> Tensor:
         """Pictures (N, 3, H, W), uint8 -> unit vectors (N, dimensions)."""
         device = self.network.log_scale.device
         starts = range(0, len(pictures), batch)

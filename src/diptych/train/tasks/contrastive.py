@@ -18,6 +18,7 @@ from diptych.data.scene_pictures import scene_pictures
 from diptych.image.clip import PictureTowerConfig, TextTowerConfig
 from diptych.image.contrast import LOSSES, contrastive_loss, equal_captions
 from diptych.image.encoders import EncoderConfig
+from diptych.image.judge import AT_ONCE
 from diptych.image.matching import measure_matching
 from diptych.image.pairing import Pairing, PairingConfig, PairingModel
 from diptych.image.photo import to_picture
@@ -203,12 +204,22 @@ def outline(recipe: Recipe) -> Outline:
         positives = equal_captions(batch.tokens)
         return contrastive_loss(seen, read, model.log_scale, model.bias, positives, loss=config.loss)
 
+    asked = [len(captions) for classes in scene_questions(())[1].values() for captions in classes.values()]
+
+    def validate(model: Pairing) -> None:
+        kept = torch.zeros(data.held_out, 3, data.size, data.size, dtype=torch.uint8)
+        for part in kept.split(AT_ONCE):
+            model.see(part.float() / 127.5 - 1)
+        for captions in (data.held_out, *asked):
+            tokens = torch.zeros(captions, config.length, dtype=torch.int64)
+            model.read(tokens, torch.ones_like(tokens).bool())
+
     return Outline(
         make=lambda: channels_last(Pairing(config)),
         networks=lambda model: [model],
         batch=batch,
         loss=loss,
         unit=ContrastiveTask.unit,
-        validation=Chore(lambda model: model.see(batch(64).pictures), pieces=data.held_out / 64),
+        validation=Chore(validate),
         data=data.held_out * 3 * data.size**2,
     )
