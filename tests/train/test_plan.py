@@ -18,8 +18,8 @@ from diptych.train.probe import Probe
 from diptych.train.recipe import Recipe, read_recipe
 from diptych.train.tasks import TASKS, build
 
-# How far a plan is from a validation: pieces are the largest, a pairing compares beside, and a painter's 80 predictions count
-# as 96 where the last call of its text encoder is a small one.
+# How far a plan is from a validation: pieces are the largest, a pairing compares beside, and a painter's 80 predictions
+# count as 96 where the last call of its text encoder is a small one.
 PIECES = {"autoencoder": 1e-9, "classifier": 1e-9, "contrastive": 1e-3, "diffusion": 0.2}
 TALE = """
 [run]
