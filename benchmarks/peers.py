@@ -138,8 +138,8 @@ def diffusers() -> float:
 def unet() -> float:
     from typing import NamedTuple
 
+    from diptych.core.allocator import keep_freed_memory
     from diptych.image.unet import UNet, UNetConfig
-    from diptych.train.allocator import keep_freed_memory
     from diptych.train.optimizers import make_optimizers
     from diptych.train.ranks import ALONE
     from diptych.train.recipe import OptimizerSettings

@@ -41,7 +41,7 @@ def _compiled() -> None:
 @pytest.fixture(autouse=True)
 def _freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that runs in this process would change the rest of the session."""
-    monkeypatch.setattr("diptych.train.allocator.keep_freed_memory", lambda: False)
+    monkeypatch.setattr("diptych.core.allocator.keep_freed_memory", lambda: False)
 
 
 def _trained(specials: list[str], pieces: pre_tokenizers.PreTokenizer, vocab_size: int = 400) -> Engine:

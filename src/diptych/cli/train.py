@@ -49,8 +49,8 @@ def train(
         raise UsageError(f"'{folder}' is a file; name a folder for the run")
     import torch
 
+    from diptych.core.allocator import keep_freed_memory
     from diptych.core.estimate import headlines
-    from diptych.train.allocator import keep_freed_memory
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
     from diptych.train.meter import Meter

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.core.allocator import give_back
+
 DONT_NEED = 4  # of madvise, on Linux
 MAPS = Path("/proc/self/smaps")
 MAPPING = re.compile(r"^(\w+)-(\w+) (\S{4}) \w+ \S+ [1-9]\d* +(.+)$((?:\n[A-Z]\w+:.*)*)", re.MULTILINE)
@@ -63,12 +65,6 @@ def forget_library(name: str) -> None:
     for file in mapped_files():
         if file.rights in ("r-xp", "r--p") and file.is_clean and Path(file.path).name.startswith(name):
             forget(file.place)
-
-
-def give_back() -> None:
-    """What was freed, and stayed with the C library."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc has it
-        trim(0)
 
 
 def settle() -> None:

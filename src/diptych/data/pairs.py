@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.core.randomness import generator
 from diptych.core.tokenizer import Tokenizer
 from diptych.data import scenes
 from diptych.data.rendered import SceneData
-from diptych.data.scene_pictures import ScenePictures
+from diptych.data.scene_pictures import ScenePictures, some_averaged
 from diptych.data.trouble import Trouble
 from diptych.image.encoders import encode_prompts
 
@@ -53,8 +52,7 @@ class ScenePairs:
         total = self.data.scenes - self.data.held_out
         places = [step * self.batch_size + row for row in rows]
         chosen = [(int(_order(total, self.seed, place // total)[place % total]), place // total) for place in places]
-        pictures = torch.from_numpy(self.scenes.pixels.some([index for index, _ in chosen])).float() / 127.5 - 1
-        pictures = F.adaptive_avg_pool2d(pictures, self.size)
+        pictures = some_averaged(self.scenes.pixels, [index for index, _ in chosen], self.size)
         is_mirrored = generator(seed=self.seed, step=step, stream=MIRRORED).random(self.batch_size)[list(rows)] < 0.5
         pictures = torch.where(torch.from_numpy(is_mirrored)[:, None, None, None], pictures.flip(-1), pictures)
         captions = [caption(self.data, self.scenes.scene(index), index, epoch) for index, epoch in chosen]

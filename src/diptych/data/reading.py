@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
+from diptych.core.allocator import keep_freed_memory
 from diptych.data.source import Source
 from diptych.data.trouble import Trouble
 
@@ -42,7 +43,7 @@ def read_ahead(source: Source[Any], steps: range, parts: Sequence[range], worker
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
-        worker_init_fn=_deaf if workers else None,
+        worker_init_fn=_begin if workers else None,
         # Not forks: this process may hold threads and a device.
         multiprocessing_context="forkserver" if workers else None,
     )
@@ -53,6 +54,8 @@ def _as_it_is(read: Read) -> Read:
     return read
 
 
-def _deaf(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; this one is stopped by the one that it reads for."""
+def _begin(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; this one is stopped by the one that it reads for. It is to leave that
+    one as much of the processor as it can."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()

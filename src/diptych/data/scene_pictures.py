@@ -1,9 +1,13 @@
 """Composed scenes as a set of pictures like any other, with a fresh wording every time that one is seen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from diptych.core.randomness import generator
 from diptych.data import scenes
@@ -11,6 +15,7 @@ from diptych.data.rendered import render
 from diptych.data.stored import MappedArray
 
 WORDS = 4  # stream of randomness
+AT_ONCE = 8  # pictures: what is made of them on the way stays in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,20 @@ class ScenePictures:
         return scenes.random_caption(
             self.scene(index), generator(seed=self.seed, sample=index, step=sight, stream=WORDS)
         )
+
+
+def averaged(pictures: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in -1..1."""
+    return F.adaptive_avg_pool2d(pictures.float().div_(127.5).sub_(1), size)
+
+
+def some_averaged(pixels: MappedArray, rows: Sequence[int], size: int) -> Tensor:
+    """The same of pictures that lie apart, few at a time."""
+    made = torch.empty(len(rows), 3, size, size)
+    for first in range(0, len(rows), AT_ONCE):
+        few = slice(first, first + AT_ONCE)
+        made[few] = averaged(torch.from_numpy(pixels.some(rows[few])), size)
+    return made
 
 
 def scene_pictures(seed: int, count: int, size: int = 128) -> ScenePictures:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from diptych.core.memory import give_back
+from diptych.core.allocator import give_back
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 LONG_ENOUGH = 0.01  # seconds of one product: larger matrices would not be faster

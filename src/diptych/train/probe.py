@@ -78,8 +78,8 @@ def measure(request: Request) -> Probe:
     from torch import nn
 
     import diptych.train.loop  # noqa: F401 - a run has it in memory
+    from diptych.core.allocator import keep_freed_memory
     from diptych.core.precision import choose
-    from diptych.train.allocator import keep_freed_memory
     from diptych.train.meter import Meter, forget_most_held, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
     from diptych.train.outline import NOTHING, Chore, outline_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diptych.core.memory import give_back
+from diptych.core.allocator import give_back
 from diptych.core.weights import whole
 from diptych.train.averages import Average, PowerAverages, save_snapshot, snapshot_path
 from diptych.train.optimizers import optimizer_tensors

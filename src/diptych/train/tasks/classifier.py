@@ -21,7 +21,7 @@ from diptych.core.weights import save
 from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import SceneData
-from diptych.data.scene_pictures import ScenePictures, scene_pictures
+from diptych.data.scene_pictures import ScenePictures, averaged, scene_pictures, some_averaged
 from diptych.data.scenes import ATTRIBUTES, Scene
 from diptych.data.stored import MappedArray
 from diptych.data.trouble import Trouble
@@ -103,11 +103,6 @@ def blurred(pictures: Tensor, widths: Tensor) -> Tensor:
     return F.conv2d(soft, kernel.mT, groups=count * channels).view_as(pictures)
 
 
-def sized(pictures: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) uint8 -> (B, 3, size, size) float32, -1..1."""
-    return F.adaptive_avg_pool2d(pictures.float() / 127.5 - 1, size)
-
-
 class LabelledBatch(NamedTuple):
     """pictures (B, 3, size, size); truth (B, attributes), int64, in the order of ATTRIBUTES."""
 
@@ -130,7 +125,7 @@ class Varied:
         draw = generator(seed=self.seed, step=step, stream=DATA)
         here = slice(rows.start, rows.stop)
         chosen = draw.integers(0, self.data.scenes - self.data.held_out, self.batch_size)
-        pictures = vary(sized(torch.from_numpy(self.scenes.some(chosen)), self.size), draw, self.data)[here]
+        pictures = vary(some_averaged(self.scenes, chosen.tolist(), self.size), draw, self.data)[here]
         truth = torch.stack([values[chosen[here]] for values in self.truth.values()], dim=1)
         return LabelledBatch(pictures.contiguous(memory_format=torch.channels_last), truth)
 
@@ -282,7 +277,7 @@ class ClassifierTask:
 
 def _read(model: Judge, pictures: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The judge's logits of pictures (B, 3, H, W) uint8, as they are and blurred by a pixel of those that it sees."""
-    sharp = sized(pictures, model.config.size)
+    sharp = averaged(pictures, model.config.size)
     device = next(model.parameters()).device
     return model(sharp.to(device)), model(blurred(sharp, torch.ones(len(sharp))).to(device))
 

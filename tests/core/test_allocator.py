@@ -7,7 +7,7 @@ import sys
 CODE = """
 import sys
 import torch
-from diptych.train.allocator import keep_freed_memory
+from diptych.core.allocator import keep_freed_memory
 from diptych.train.meter import resident_bytes
 
 if sys.argv[1] == "keep" and not keep_freed_memory():
@@ -23,7 +23,7 @@ print(resident_bytes() - before)
 
 BESIDE = """
 import torch
-from diptych.train.allocator import keep_freed_memory
+from diptych.core.allocator import keep_freed_memory
 from diptych.train.meter import forget_most_held, most_held, resident_bytes
 from diptych.train.state import State
 
