@@ -72,3 +72,10 @@ def scene_pictures(seed: int, count: int, size: int = 128) -> ScenePictures:
     rendered = render(seed, count, size)
     assert isinstance(rendered.pictures, np.memmap)
     return ScenePictures(seed, MappedArray(Path(str(rendered.pictures.filename))), rendered.key)
+
+
+def blank_pictures(seed: int, count: int, size: int, folder: Path) -> ScenePictures:
+    """As many scenes, all black, in a folder: they are read as others are, and nothing is drawn."""
+    path = folder / "blank.npy"
+    np.save(path, np.zeros((count, 3, size, size), np.uint8), allow_pickle=False)
+    return ScenePictures(seed, MappedArray(path), "blank")

@@ -7,12 +7,14 @@ A plan is made before there is any data, and often for a machine that is not her
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.core.spelling import unknown
+from diptych.data.source import Source
 from diptych.train.recipe import Recipe
 from diptych.train.tasks import TASKS
 
@@ -45,6 +47,7 @@ class Outline:
         unit, units: what is counted, and how many a row holds.
         validation, sampling: one of them; of the first its operations are counted, too.
         ending: what is done when the model is finished, beside writing it.
+        source: batches of data made up in a folder, where reading takes more than copying.
         beside: bytes on the device that are there and not trained.
         data: bytes of data that the process keeps in the host's memory.
         tensor: the largest number of processes that the matrices divide over.
@@ -61,6 +64,7 @@ class Outline:
     validation: Chore = NOTHING
     sampling: Chore = NOTHING
     ending: Chore = NOTHING
+    source: Callable[[Path], Source[Any]] | None = None
     beside: int = 0
     data: int = 0
     tensor: int = 1

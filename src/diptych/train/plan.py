@@ -52,7 +52,7 @@ class Plan:
         reading: bytes of the processes that read data ahead, all of them, in the host's memory.
         room: bytes that a device has for it.
         fits: whether the memory is less than the room.
-        step_seconds: one step, without reading, which goes on beside it.
+        step_seconds: one step, with what it loses to reading: on this machine; elsewhere that is left out.
         speed: units (tokens, pictures) a second.
         validating, sampling, ending: seconds of one validation, of the samples once, and of what comes at the end; the
             last two are known where steps were made.
@@ -151,7 +151,8 @@ def plan_here(
         held["data"] = outline.data
     each = found.seconds / found.rows if found else 0.0
     update = found.update if found else 0.0
-    step = run.batch * each + update
+    threads = threads or torch.get_num_threads()
+    step = _with_reading(run, device, threads, run.batch * each + update, found)
     validating, sampling, ending = _chores(outline, found)
     if found and not found.validating:
         validating = whole.validating / whole.flops * rows * each
@@ -159,7 +160,6 @@ def plan_here(
     # What there is room for, beside what stays:
     passing = room - total + sum(held[kind] for kind in held if kind not in ("weights", "optimizer", "averages"))
     passing -= sum(held.get(kind, 0) for kind in ("libraries", "process", "beside", "data"))
-    threads = threads or torch.get_num_threads()
     name, watts = _this(device, threads)
     layout = Layout(1, run.recompute, 1, run.accumulate, 1)
     remarks = list(outline.remarks)
@@ -388,6 +388,17 @@ def _chores(outline: Outline, found: Probe | None) -> tuple[float, float, float]
         found.sampling * outline.sampling.pieces,
         found.ending * outline.ending.pieces,
     )
+
+
+def _with_reading(run: RunSettings, device: torch.device, threads: int, step: float, found: Probe | None) -> float:
+    """Seconds of a step whose rows are read between steps, or meanwhile by others. These take the time of a core from
+    a step that would have all of them: all its threads wait for the one whose core that is."""
+    reading = found.reading / found.rows * run.batch if found else 0.0
+    if not run.workers:
+        return step + reading
+    cores = os.cpu_count() or 1
+    crowded = min(1.0, max(0, threads + run.workers - cores) / run.workers) if device.type == "cpu" else 0.0
+    return max(step + crowded * reading, reading / run.workers)
 
 
 def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: torch.device) -> dict[str, int]:

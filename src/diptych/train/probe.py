@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 MOST = 6  # steps of one kind that are timed, after one that warms up
 LEAST = 3  # of all rows, with the one that warms up
+READ = 5  # batches that are read, with the one that warms up
 LEAP = 8  # times as many rows as before
 
 
@@ -45,6 +48,7 @@ class Probe:
     seconds: forward and backward of `rows` rows.
     update: seconds of the optimizers and averages.
     validating, sampling, ending: seconds of a piece of each chore of the outline, 0.0 where it was not done.
+    reading: seconds of a thread for `rows` rows, 0.0 where reading takes next to nothing.
     starting: seconds from the start of the process to the first step, with what those that read ahead need to start.
     process: bytes before there was a model.
     stepped, looked: bytes, the most that there were when the steps were made, and when the chores were done.
@@ -56,6 +60,7 @@ class Probe:
     validating: float
     sampling: float
     ending: float
+    reading: float
     starting: float
     process: int
     stepped: int
@@ -174,10 +179,25 @@ def measure(request: Request) -> Probe:
                 times.append(time.perf_counter() - started)
         return statistics.median(times[1:] or times)
 
+    def read() -> float:
+        """CPU seconds of making `rows` rows, the median without the first one."""
+        if outline.source is None:
+            return 0.0
+        times: list[float] = []
+        with TemporaryDirectory() as folder:
+            source = outline.source(Path(folder))
+            for step in range(READ):
+                began = time.thread_time()
+                source.batch(step, range(rows))
+                times.append(time.thread_time() - began)
+        return statistics.median(times[1:])
+
     forget_most_held()
     chores = (outline.validation, outline.sampling if recipe.run.sample_every else NOTHING, outline.ending)
     validating, sampling, ending = (done_as(chore) if request.does_chores and chore.pieces else 0.0 for chore in chores)
-    return Probe(rows, seconds, update, validating, sampling, ending, starting, process, stepped, held())
+    looked = held()
+    torch.set_num_threads(1)  # as those have that read ahead
+    return Probe(rows, seconds, update, validating, sampling, ending, read(), starting, process, stepped, looked)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ counts is the thing itself and not the crispness with which the composer drew it
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from diptych.core.weights import save
 from diptych.data.fresh import fresh_scenes
 from diptych.data.licences import SCENES
 from diptych.data.rendered import SceneData
-from diptych.data.scene_pictures import ScenePictures, averaged, scene_pictures, some_averaged
+from diptych.data.scene_pictures import ScenePictures, averaged, blank_pictures, scene_pictures, some_averaged
 from diptych.data.scenes import ATTRIBUTES, Scene
 from diptych.data.stored import MappedArray
 from diptych.data.trouble import Trouble
@@ -308,6 +308,12 @@ def outline(recipe: Recipe) -> Outline:
     def end(model: Judge) -> None:
         model.read_pictures(picture for _, picture in fresh_scenes(AT_ONCE))
 
+    def source(folder: Path) -> Varied:
+        few = replace(data, scenes=recipe.run.batch + 1, held_out=1)
+        truth = {name: torch.zeros(few.scenes, dtype=torch.int64) for name in ATTRIBUTES}
+        blank = blank_pictures(few.seed, few.scenes, few.size, folder)
+        return Varied(blank.pixels, truth, few, recipe.run.batch, recipe.run.seed, config.size)
+
     remarks: tuple[str, ...] = ()
     try:
         next(fresh_scenes(1))
@@ -320,6 +326,7 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=ClassifierTask.unit,
         validation=Chore(validate, pieces=data.held_out / AT_ONCE),
+        source=source,
         ending=NOTHING if remarks else Chore(end, pieces=data.fresh / AT_ONCE),
         remarks=remarks,
     )

@@ -1,6 +1,6 @@
 """Training a pairing: which picture and which caption belong together."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from diptych.data import scenes
 from diptych.data.licences import SCENES
 from diptych.data.pairs import PairBatch, ScenePairs, caption, scene_questions
 from diptych.data.rendered import SceneData
-from diptych.data.scene_pictures import scene_pictures
+from diptych.data.scene_pictures import blank_pictures, scene_pictures
 from diptych.image.clip import PictureTowerConfig, TextTowerConfig
 from diptych.image.contrast import LOSSES, contrastive_loss, equal_captions
 from diptych.image.encoders import EncoderConfig
@@ -80,6 +80,14 @@ def pairing_config(recipe: Recipe, vocab_size: int, end: int = 0) -> PairingConf
         return PairingConfig.from_dict(values)
 
 
+def tokenizer_of(data: Data) -> Tokenizer:
+    """Of captions of the first scenes."""
+    known = range(min(data.captions, data.scenes - data.held_out))
+    return Tokenizer.train(
+        (caption(data, scenes.scene_at(data.seed, index), index, 0) for index in known), data.vocab_size
+    )
+
+
 class ContrastiveTask:
     """Every row of a batch is measured against every other, so the loss of a batch is not the mean of its parts'."""
 
@@ -99,10 +107,8 @@ class ContrastiveTask:
             with recipe.checking("run", "batch"):
                 raise ValueError("run.batch must be at least 2: a pair is told from the others of its batch")
         start = Start.of(recipe, "pairing")
-        known = range(min(self.data.captions, self.data.scenes - self.data.held_out))
-        words = (caption(self.data, scenes.scene_at(self.data.seed, index), index, 0) for index in known)
         with recipe.checking("data", "vocab_size"):
-            tokenizer = start.tokenizer() if start else Tokenizer.train(words, self.data.vocab_size)
+            tokenizer = start.tokenizer() if start else tokenizer_of(self.data)
         config = pairing_config(recipe, tokenizer.size, tokenizer.end)
         if start:
             start.check("pairing", config.to_dict())
@@ -214,6 +220,11 @@ def outline(recipe: Recipe) -> Outline:
             tokens = torch.zeros(captions, config.length, dtype=torch.int64)
             model.read(tokens, torch.ones_like(tokens).bool())
 
+    def source(folder: Path) -> ScenePairs:
+        few = replace(data, scenes=recipe.run.batch + 1, held_out=1)
+        blank = blank_pictures(few.seed, few.scenes, few.size, folder)
+        return ScenePairs(few, blank, tokenizer_of(data), config.length, config.size, recipe.run.seed, recipe.run.batch)
+
     return Outline(
         make=lambda: channels_last(Pairing(config)),
         networks=lambda model: [model],
@@ -221,5 +232,6 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=ContrastiveTask.unit,
         validation=Chore(validate),
+        source=source,
         data=data.held_out * 3 * data.size**2,
     )
