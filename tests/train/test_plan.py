@@ -170,8 +170,8 @@ def test_the_time_of_a_plan_is_the_sum_of_all_that_a_run_does(recipe: Any, monke
     and at the end the latents of 512 pictures."""
     every = ("run.steps=40", "run.batch=4", "run.validate_every=15", "run.sample_every=20")
     made = Probe(
-        rows=4, seconds=0.5, update=0.1, validating=0.2, sampling=0.3, ending=0.4, reading=0.0, starting=7.0,
-        process=2**28, stepped=2**29, looked=2**30,
+        rows=4, seconds=0.5, update=0.1, validating=0.2, sampling=0.3, ending=0.4, reading=0.0, waited=0.0,
+        starting=7.0, process=2**28, stepped=2**29, growth=0, looked=2**30,
     )  # fmt: skip
     monkeypatch.setattr("diptych.train.plan.probe", lambda request: made)
     planned = plan_here(recipe("autoencoder", *every))
@@ -192,8 +192,8 @@ def test_the_memory_of_a_plan_is_the_most_of_steps_and_of_what_is_beside_them(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     read = recipe("autoencoder")
     made = Probe(
-        rows=4, seconds=0.5, update=0.1, validating=0.2, sampling=0.0, ending=0.4, reading=0.0, starting=7.0,
-        process=300 * 2**20, stepped=stepped * 2**20, looked=looked * 2**20,
+        rows=4, seconds=0.5, update=0.1, validating=0.2, sampling=0.0, ending=0.4, reading=0.0, waited=0.0,
+        starting=7.0, process=300 * 2**20, stepped=stepped * 2**20, growth=0, looked=looked * 2**20,
     )  # fmt: skip
     monkeypatch.setattr("diptych.train.plan.probe", lambda request: made)
     assert plan_here(read).total == pytest.approx(500 * 2**20 + 8 * 3 * 32 * 32, abs=4)

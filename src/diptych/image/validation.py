@@ -158,14 +158,16 @@ def fidelity(autoencoder: Autoencoder, pictures: np.ndarray, batch: int = 32) ->
 
     The latents go to the decoder as they are: shift and scale would cancel but for rounding.
     """
-    psnr, ssim, absolute = [], [], []
-    for part in _parts(pictures, batch, autoencoder.shift.device):
+    found = np.empty(
+        (3, len(pictures))
+    )  # made at once: what is kept of each part would lie between what the next needs
+    for index, part in enumerate(_parts(pictures, batch, autoencoder.shift.device)):
         mean_latent, _ = autoencoder.moments(part)
         rebuilt = autoencoder.decoder(mean_latent).float().clamp(-1, 1)
-        psnr.append(peak_signal_to_noise(rebuilt, part))
-        ssim.append(structural_similarity(rebuilt, part))
-        absolute.append((rebuilt - part).abs().mean((1, 2, 3)))
-    return Fidelity(*(mean(torch.cat(found).double().cpu().numpy()) for found in (psnr, ssim, absolute)))
+        absolute = (rebuilt - part).abs().mean((1, 2, 3))
+        each = torch.stack([peak_signal_to_noise(rebuilt, part), structural_similarity(rebuilt, part), absolute])
+        found[:, index * batch : (index + 1) * batch] = each.double().cpu()
+    return Fidelity(*map(mean, found))
 
 
 def _parts(pictures: np.ndarray, batch: int, device: torch.device) -> Iterator[Tensor]:

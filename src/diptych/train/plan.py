@@ -34,6 +34,7 @@ COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: torch's
 PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
 PROBE_SECONDS = 8.0
+BUSY = 0.1  # share of the time that steps wait for cores, of which a plan says so
 MOST_DEVICES = 1024
 
 
@@ -163,6 +164,10 @@ def plan_here(
     name, watts = _this(device, threads)
     layout = Layout(1, run.recompute, 1, run.accumulate, 1)
     remarks = list(outline.remarks)
+    if found and found.waited > BUSY:
+        remarks.append(
+            f"the steps waited {found.waited:.0%} of their time for cores that others had: alone they are faster"
+        )
     if seconds and not found:
         remarks.append("no step was made to measure: there is no room for one")
     return Plan(
@@ -417,6 +422,7 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
         if tried is not whole:  # steps of few rows find room that was left over, and show less
             libraries = max(LIBRARIES // 2, libraries)
         lost, libraries = max(0, lost + min(0, libraries)), max(0, libraries)
+        lost += round(found.growth * whole.stepping / tried.stepping)
         if found.validating:
             looking = max(0, found.looked - process - libraries - whole.staying)
     staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}

@@ -13,9 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-MOST = 6  # steps of one kind that are timed, after one that warms up
+MOST = 12  # steps of one kind that are timed, after one that warms up
 LEAST = 3  # of all rows, with the one that warms up
 READ = 5  # batches that are read, with the one that warms up
+LARGEST_SHARE = 0.8  # that one half of the steps may add of what the half before it did
 LEAP = 8  # times as many rows as before
 
 
@@ -49,9 +50,11 @@ class Probe:
     update: seconds of the optimizers and averages.
     validating, sampling, ending: seconds of a piece of each chore of the outline, 0.0 where it was not done.
     reading: seconds of a thread for `rows` rows, 0.0 where reading takes next to nothing.
+    waited: share of the steps' time for which threads waited for a core that others had.
     starting: seconds from the start of the process to the first step, with what those that read ahead need to start.
     process: bytes before there was a model.
     stepped, looked: bytes, the most that there were when the steps were made, and when the chores were done.
+    growth: bytes that more steps of as many rows will add, as pieces of many sizes leave room between them.
     """
 
     rows: int
@@ -61,9 +64,11 @@ class Probe:
     sampling: float
     ending: float
     reading: float
+    waited: float
     starting: float
     process: int
     stepped: int
+    growth: int
     looked: int
 
 
@@ -83,7 +88,7 @@ def measure(request: Request) -> Probe:
     from torch import nn
 
     import diptych.train.loop  # noqa: F401 - a run has it in memory
-    from diptych.core.allocator import keep_freed_memory
+    from diptych.core.allocator import give_back, keep_freed_memory
     from diptych.core.precision import choose
     from diptych.train.meter import Meter, forget_most_held, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
@@ -125,15 +130,21 @@ def measure(request: Request) -> Probe:
     stepper = Stepper(task, optimizers, ALONE, device, compute, recipe.optimizer.clip, recipe.run.seed)
     task.model.train()
 
-    updates = [0.0]
+    updates, levels = [0.0], list[int]()
     for optimizer in optimizers:
         optimizer.register_step_pre_hook(lambda *_: updates.append(updates.pop() - time.perf_counter()))
         optimizer.register_step_post_hook(lambda *_: updates.append(updates.pop() + time.perf_counter()))
+
+    def held() -> int:
+        if device.type == "cuda":
+            return int(torch.cuda.max_memory_reserved())
+        return most_held() if device.type == "cpu" else 0
 
     def timed(rows: int, least: int, until: float) -> tuple[float, float]:
         """Seconds of forward and backward, and of the update: medians of at least `least` steps, and of as many as
         there is time for, after one that is not counted."""
         times: list[tuple[float, float]] = []
+        levels.clear()
         while len(times) <= least or (time.perf_counter() < until and len(times) <= MOST):
             batch = outline.batch(rows)
             updates[0], started = 0.0, time.perf_counter()
@@ -142,30 +153,26 @@ def measure(request: Request) -> Probe:
             state.advance(done, 0.0)
             update = updates[0] + time.perf_counter() - stepped
             times.append((time.perf_counter() - started - update, update))
+            levels.append(held())
         ones, others = zip(*times[1:], strict=True)
         return statistics.median(ones), statistics.median(others)
-
-    def held() -> int:
-        if device.type == "cuda":
-            return int(torch.cuda.max_memory_reserved())
-        return most_held() if device.type == "cpu" else 0
 
     starting = time.time() - request.began
     if recipe.run.workers:  # they import the same, and are waited for
         starting += imported
     until = time.perf_counter() + request.seconds
+    ran, waited = _shares()
     rows = 1
     seconds, update = timed(rows, 1, 0.0)
-    # All rows, in leaps: a step of few takes longer than its share, and says too much of one of many.
-    while rows < request.rows:
+    # All rows, in leaps: a step of few takes longer than its share, and says too much of one of many; the more so where
+    # other programs want the cores. So they are doubled at least, while there is time.
+    while rows < request.rows and time.perf_counter() < until:
         fitting = int(((until - time.perf_counter()) / LEAST - update) / seconds * rows)
-        more = min(request.rows, LEAP * rows, fitting)
-        if more <= rows:
-            break
-        rows = more
+        rows = min(request.rows, LEAP * rows, max(2 * rows, fitting))
         is_last = rows == request.rows
         seconds, update = timed(rows, 2 if is_last else 1, until if is_last else 0.0)
     stepped = held()
+    ran, waited = (now - before for now, before in zip(_shares(), (ran, waited), strict=True))
 
     def done_as(chore: Chore) -> float:
         """Seconds of a piece: the median, without the first one where there are more. They are as many as a run does,
@@ -192,12 +199,46 @@ def measure(request: Request) -> Probe:
                 times.append(time.thread_time() - began)
         return statistics.median(times[1:])
 
+    growth = _limit(levels) - stepped
+    give_back()
     forget_most_held()
     chores = (outline.validation, outline.sampling if recipe.run.sample_every else NOTHING, outline.ending)
     validating, sampling, ending = (done_as(chore) if request.does_chores and chore.pieces else 0.0 for chore in chores)
     looked = held()
     torch.set_num_threads(1)  # as those have that read ahead
-    return Probe(rows, seconds, update, validating, sampling, ending, read(), starting, process, stepped, looked)
+    return Probe(
+        rows=rows,
+        seconds=seconds,
+        update=update,
+        validating=validating,
+        sampling=sampling,
+        ending=ending,
+        reading=read(),
+        waited=waited / (ran + waited) if waited else 0.0,
+        starting=starting,
+        process=process,
+        stepped=stepped,
+        growth=growth,
+        looked=looked,
+    )
+
+
+def _shares() -> tuple[int, int]:
+    """Nanoseconds for which this process's threads have run, and for which they wanted to and had no core; 0 and 0
+    where the system does not say."""
+    told = [path.read_text().split() for path in Path("/proc/self/task").glob("*/schedstat")]
+    return sum(int(ran) for ran, _, _ in told), sum(int(waited) for _, waited, _ in told)
+
+
+def _limit(levels: list[int]) -> int:
+    """What levels after one step each tend to, if each half of them adds the same share of what the half before it did:
+    so it is where the sizes of pieces change from step to step."""
+    half = len(levels) // 2
+    if half < 2:
+        return levels[-1]
+    before, later = levels[half] - levels[0], levels[-1] - levels[half]
+    share = min(later / before, LARGEST_SHARE) if before else 0.0
+    return levels[-1] + round(later * share / (1 - share))
 
 
 if __name__ == "__main__":
