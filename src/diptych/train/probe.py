@@ -175,16 +175,16 @@ def measure(request: Request) -> Probe:
     ran, waited = (now - before for now, before in zip(_shares(), (ran, waited), strict=True))
 
     def done_as(chore: Chore) -> float:
-        """Seconds of a piece: the median, without the first one where there are more. They are as many as a run does,
-        where there is time for that, since each leaves a little less room in one piece than the one before."""
+        """Seconds of a piece: the median without the first, which may compile. They are as many as a run does, where
+        there is time for that, since each leaves a little less room in one piece than the one before."""
         times: list[float] = []
         with state.averaged():
-            began = time.perf_counter()
-            while len(times) < max(2, chore.pieces) and time.perf_counter() - began < request.seconds:
+            until = time.perf_counter() + request.seconds
+            while len(times) < 2 or (len(times) < chore.pieces and time.perf_counter() < until):
                 started = time.perf_counter()
                 chore.piece(task.model)
                 times.append(time.perf_counter() - started)
-        return statistics.median(times[1:] or times)
+        return statistics.median(times[1:])
 
     def read() -> float:
         """CPU seconds of making `rows` rows, the median without the first one."""
