@@ -81,7 +81,7 @@ def test_what_grows_between_the_pieces_is_planned(recipe: Read, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     totals = []
     for growth in (0, 50 * MEBIBYTE):
-        monkeypatch.setattr(planning, "probe", lambda request, growth=growth: probed(growth=growth, looked=0))
+        monkeypatch.setattr(planning, "probe", lambda request, growth=growth: probed(growth=growth, validating=0.1))
         totals.append(plan_here(recipe("autoencoder", "run.batch=4")).total)
     assert totals[1] - totals[0] == pytest.approx(50 * MEBIBYTE, abs=2)
 
