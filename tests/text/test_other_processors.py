@@ -1,5 +1,5 @@
 """The compiled kernel for processors that lack what this one may have: an instruction that LLVM cannot make ends the
-whole process, so each has one of its own. Which numbers come out is what `test_few_tokens` says, here as there."""
+whole process, so each has some of its own. Which numbers come out is what `test_few_tokens` says, here as there."""
 
 import os
 import subprocess
@@ -12,15 +12,11 @@ from llvmlite import binding
 HERE = Path(__file__).parent
 LACKS = {"haswell": "avx512", "cascadelake": "avx512bf16"}  # LLVM's names
 TESTS = "torch_in_float32 or nearer_to_float32 or same_bits"
-PROGRAM = """
-import sys
+PRETENDING = """
 import llvmlite.binding as llvm
-import pytest
-name, lacks, *arguments = sys.argv[1:]
 features = llvm.get_host_cpu_features()
-features.update((one, False) for one in features if one.startswith(lacks))
-llvm.get_host_cpu_features, llvm.get_host_cpu_name = lambda: features, lambda: name
-sys.exit(pytest.main(arguments))
+features.update((one, False) for one in features if one.startswith({lacks!r}))
+llvm.get_host_cpu_features, llvm.get_host_cpu_name = lambda: features, lambda: {name!r}
 """
 
 
@@ -32,12 +28,14 @@ def test_what_a_processor_lacks_is_done_without(name: str, lacks: str, tmp_path:
     features = binding.get_host_cpu_features()
     features.update((one, False) for one in features if one.startswith(lacks))
     about = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features.flatten(), "DIPTYCH_CACHE": str(tmp_path)}
-    arguments = [name, lacks, "-q", "-p", "no:cacheprovider", "-k", TESTS, str(HERE / "test_few_tokens.py")]
+    # Python runs a file of this name as it starts, also where it is started to compile.
+    (tmp_path / "sitecustomize.py").write_text(PRETENDING.format(name=name, lacks=lacks), encoding="utf-8")
+    arguments = ["-q", "-p", "no:cacheprovider", "-k", TESTS, str(HERE / "test_few_tokens.py")]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-m", "pytest", *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | about,
+        env=os.environ | about | {"PYTHONPATH": str(tmp_path)},
         cwd=HERE.parent.parent,
         check=False,
     )
