@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 CODE = """
 import sys
@@ -70,3 +71,38 @@ def test_freed_memory_is_kept_only_when_asked() -> None:
         return
     assert int(kept) > 0.9 * 2**26
     assert int(given) < 0.5 * 2**26
+
+
+WORKER = """
+import torch
+from diptych.core.allocator import keep_freed_memory
+from diptych.data.reading import read_ahead
+from diptych.train.meter import resident_bytes
+
+class Freed:
+    def batch(self, step, rows):
+        before = resident_bytes()
+        held = torch.ones(2**24)
+        del held
+        return (torch.tensor(resident_bytes() - before),)
+
+    def troubles(self):
+        return ()
+
+if __name__ == "__main__":
+    if not keep_freed_memory():
+        print("cannot")
+        raise SystemExit
+    ((kept,),) = next(read_ahead(Freed(), range(1), [range(1)], workers=1)).parts
+    print(int(kept))
+"""
+
+
+def test_those_that_read_ahead_keep_it_too(tmp_path: Path) -> None:
+    program = tmp_path / "reads.py"  # a worker imports what it is given
+    program.write_text(WORKER, encoding="utf-8")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True).stdout.strip()
+    if done == "cannot":
+        assert platform.libc_ver()[0] != "glibc"
+        return
+    assert int(done) > 0.9 * 2**26

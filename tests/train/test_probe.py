@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from diptych.data.scene_pictures import AT_ONCE, averaged, blank_pictures, some_averaged
 from diptych.train import plan as planning
 from diptych.train.outline import outline_of
 from diptych.train.plan import plan_here
@@ -91,15 +89,17 @@ def test_data_made_up_are_read_as_those_of_a_run(recipe: Read, objective: str, t
     read = recipe(objective)
     outline, rows = outline_of(read), range(min(3, read.run.batch))
     assert outline.source is not None
-    made_up, real = outline.source(tmp_path).batch(0, rows), build(read).source.batch(0, rows)
+    made_up, real = outline.source(tmp_path, len(rows)).batch(0, rows), build(read).source.batch(0, rows)
     assert type(made_up) is type(real)
     for ours, theirs in zip(made_up, real, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
 
 
-def test_pictures_averaged_few_at_a_time_are_those_averaged_together(tmp_path: Path) -> None:
-    blank = blank_pictures(0, 2 * AT_ONCE + 3, 32, tmp_path)
-    drawn = np.random.default_rng(1).integers(0, 256, blank.pixels.array.shape, np.uint8)
-    np.save(blank.pixels.path, drawn, allow_pickle=False)
-    rows = list(range(len(drawn)))[::-1]
-    assert torch.equal(some_averaged(blank.pixels, rows, 8), averaged(torch.from_numpy(drawn[rows]), 8))
+@pytest.mark.parametrize("objective", ["classifier", "contrastive"])
+def test_data_made_up_are_no_more_for_a_batch_that_nothing_could_hold(
+    recipe: Read, objective: str, tmp_path: Path
+) -> None:
+    source = outline_of(recipe(objective, "run.batch=10000000")).source
+    assert source is not None
+    assert len(source(tmp_path, 2).batch(0, range(2))[0]) == 2
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 10 * MEBIBYTE

@@ -10,7 +10,7 @@ from diptych.core.randomness import generator
 from diptych.data import scenes
 from diptych.data.latents import latents_of
 from diptych.data.rendered import render
-from diptych.data.scene_pictures import scene_pictures
+from diptych.data.scene_pictures import AT_ONCE, averaged, blank_pictures, scene_pictures, some_averaged
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 
 
@@ -42,3 +42,11 @@ def test_latents_of_scenes_are_what_they_were(world: Path) -> None:
     found = latents_of(autoencoder, scene_pictures(11, 70, 32), (32, 32), torch.float32)
     assert np.array_equal(found.values.array, np.concatenate(expected))
     assert found.is_whole.array.all()
+
+
+def test_pictures_averaged_few_at_a_time_are_those_averaged_together(tmp_path: Path) -> None:
+    pixels = blank_pictures(0, 32, tmp_path).pixels
+    drawn = np.random.default_rng(1).integers(0, 256, (2 * AT_ONCE + 3, 3, 32, 32), np.uint8)
+    np.save(pixels.path, drawn, allow_pickle=False)
+    rows = list(range(len(drawn)))[::-1]
+    assert torch.equal(some_averaged(pixels, rows, 8), averaged(torch.from_numpy(drawn[rows]), 8))

@@ -15,6 +15,7 @@ from diptych.data.rendered import render
 from diptych.data.stored import MappedArray
 
 WORDS = 4  # stream of randomness
+BLANK = 129  # pictures, one of them to hold out
 AT_ONCE = 8  # pictures: what is made of them on the way stays in the processor's cache
 
 
@@ -74,8 +75,8 @@ def scene_pictures(seed: int, count: int, size: int = 128) -> ScenePictures:
     return ScenePictures(seed, MappedArray(Path(str(rendered.pictures.filename))), rendered.key)
 
 
-def blank_pictures(seed: int, count: int, size: int, folder: Path) -> ScenePictures:
-    """As many scenes, all black, in a folder: they are read as others are, and nothing is drawn."""
+def blank_pictures(seed: int, size: int, folder: Path) -> ScenePictures:
+    """Some scenes, all black, in a folder: they are read as others are, and nothing is drawn."""
     path = folder / "blank.npy"
-    np.save(path, np.zeros((count, 3, size, size), np.uint8), allow_pickle=False)
+    np.save(path, np.zeros((BLANK, 3, size, size), np.uint8), allow_pickle=False)
     return ScenePictures(seed, MappedArray(path), "blank")

@@ -47,7 +47,7 @@ class Outline:
         unit, units: what is counted, and how many a row holds.
         validation, sampling: one of them; of the first its operations are counted, too.
         ending: what is done when the model is finished, beside writing it.
-        source: batches of data made up in a folder, where reading takes more than copying.
+        source: (folder, rows) -> batches of so many rows of data made up there, where reading takes more than copying.
         beside: bytes on the device that are there and not trained.
         data: bytes of data that the process keeps in the host's memory.
         tensor: the largest number of processes that the matrices divide over.
@@ -64,7 +64,7 @@ class Outline:
     validation: Chore = NOTHING
     sampling: Chore = NOTHING
     ending: Chore = NOTHING
-    source: Callable[[Path], Source[Any]] | None = None
+    source: Callable[[Path, int], Source[Any]] | None = None
     beside: int = 0
     data: int = 0
     tensor: int = 1

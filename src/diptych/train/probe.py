@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -192,7 +193,7 @@ def measure(request: Request) -> Probe:
             return 0.0
         times: list[float] = []
         with TemporaryDirectory() as folder:
-            source = outline.source(Path(folder))
+            source = outline.source(Path(folder), rows)
             for step in range(READ):
                 began = time.thread_time()
                 source.batch(step, range(rows))
@@ -226,8 +227,12 @@ def measure(request: Request) -> Probe:
 def _shares() -> tuple[int, int]:
     """Nanoseconds for which this process's threads have run, and for which they wanted to and had no core; 0 and 0
     where the system does not say."""
-    told = [path.read_text().split() for path in Path("/proc/self/task").glob("*/schedstat")]
-    return sum(int(ran) for ran, _, _ in told), sum(int(waited) for _, waited, _ in told)
+    ran = waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has just ended
+            mine = path.read_text().split()
+            ran, waited = ran + int(mine[0]), waited + int(mine[1])
+    return ran, waited
 
 
 def _limit(levels: list[int]) -> int:

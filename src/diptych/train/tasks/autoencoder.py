@@ -23,14 +23,13 @@ from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.fidelity import peak_signal_to_noise, structural_similarity
 from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
-from diptych.image.validation import fidelity
+from diptych.image.validation import AT_ONCE, fidelity
 from diptych.train.card import About, earlier_stages
 from diptych.train.outline import NOTHING, Chore, Outline, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
 LATENT = 2  # stream of randomness
-AT_ONCE = 8  # pictures: more are no faster, and 32 took 147 MiB and more where 8 take 44
 MEASURED = 512  # pictures of which the latents are brought to mean 0 and deviation 1
 
 
@@ -163,7 +162,7 @@ class AutoencoderTask:
 
     def validate(self) -> dict[str, float]:
         """PSNR, SSIM and absolute error of held-out pictures, in float32."""
-        return fidelity(self.model, self.pictures.held_out.pictures, AT_ONCE).figures()
+        return fidelity(self.model, self.pictures.held_out.pictures).figures()
 
     def rank(self, figures: dict[str, float]) -> float:
         return -figures["psnr_db"]

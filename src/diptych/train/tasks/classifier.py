@@ -308,11 +308,11 @@ def outline(recipe: Recipe) -> Outline:
     def end(model: Judge) -> None:
         model.read_pictures(picture for _, picture in fresh_scenes(AT_ONCE))
 
-    def source(folder: Path) -> Varied:
-        few = replace(data, scenes=recipe.run.batch + 1, held_out=1)
-        truth = {name: torch.zeros(few.scenes, dtype=torch.int64) for name in ATTRIBUTES}
-        blank = blank_pictures(few.seed, few.scenes, few.size, folder)
-        return Varied(blank.pixels, truth, few, recipe.run.batch, recipe.run.seed, config.size)
+    def source(folder: Path, rows: int) -> Varied:
+        blank = blank_pictures(data.seed, data.size, folder)
+        few = replace(data, scenes=len(blank), held_out=1)
+        truth = {name: torch.zeros(len(blank), dtype=torch.int64) for name in ATTRIBUTES}
+        return Varied(blank.pixels, truth, few, rows, recipe.run.seed, config.size)
 
     remarks: tuple[str, ...] = ()
     try:

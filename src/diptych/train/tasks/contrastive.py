@@ -220,10 +220,10 @@ def outline(recipe: Recipe) -> Outline:
             tokens = torch.zeros(captions, config.length, dtype=torch.int64)
             model.read(tokens, torch.ones_like(tokens).bool())
 
-    def source(folder: Path) -> ScenePairs:
-        few = replace(data, scenes=recipe.run.batch + 1, held_out=1)
-        blank = blank_pictures(few.seed, few.scenes, few.size, folder)
-        return ScenePairs(few, blank, tokenizer_of(data), config.length, config.size, recipe.run.seed, recipe.run.batch)
+    def source(folder: Path, rows: int) -> ScenePairs:
+        blank = blank_pictures(data.seed, data.size, folder)
+        few = replace(data, scenes=len(blank), held_out=1)
+        return ScenePairs(few, blank, tokenizer_of(data), config.length, config.size, recipe.run.seed, rows)
 
     return Outline(
         make=lambda: channels_last(Pairing(config)),
