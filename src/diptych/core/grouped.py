@@ -61,18 +61,21 @@ def _tiled(x: Tensor, counts: Tensor) -> Iterator[tuple[int, slice, int]]:
     """The rows of each group in pieces: (group, rows, how many to multiply, with padding).
 
     oneDNN, which multiplies bfloat16 on a CPU, makes a kernel for every number of rows that it meets, and keeps a
-    thousand of them at more than a megabyte each. So that it meets few, a piece is a multiple of `TILE`, and what is
-    left over is padded to one; a few rows stay as they are, since generation has no more.
+    thousand of them at more than half a megabyte each. So that it meets few, a piece is `TILE` times a power of two,
+    and what is left over is padded to one; a few rows stay as they are, since generation has no more.
     """
     has_kernels = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
     start = 0
     for group, count in enumerate(counts.tolist()):
-        left = count % TILE if has_kernels else 0
-        if count > left:
-            yield group, slice(start, start + count - left), count - left
-        if left:
-            yield group, slice(start + count - left, start + count), TILE if left > FEW else left
-        start += count
+        end = start + count
+        while has_kernels and end - start >= TILE:
+            piece = TILE << ((end - start) // TILE).bit_length() - 1
+            yield group, slice(start, start + piece), piece
+            start += piece
+        if start < end:
+            left = end - start
+            yield group, slice(start, end), TILE if has_kernels and left > FEW else left
+        start = end
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
@@ -92,10 +95,11 @@ def _group_products(rows: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:
 
 def _group_outer(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
     """(R, O) and (R, I) -> (G, O, I): the sum over a group's rows of their outer products."""
-    product = left.new_zeros(len(counts), left.shape[1], right.shape[1])
+    dtype = torch.promote_types(left.dtype, torch.float32)  # a sum of several pieces is rounded once
+    sums = left.new_zeros(len(counts), left.shape[1], right.shape[1], dtype=dtype)
     for group, run, count in _tiled(left, counts):
-        torch.addmm(product[group], _padded(left[run], count).mT, _padded(right[run], count), out=product[group])
-    return product
+        sums[group] += torch.mm(_padded(left[run], count).mT, _padded(right[run], count))
+    return sums.to(left.dtype)
 
 
 def _shape_of_products(rows: Tensor, matrices: Tensor, counts: Tensor) -> Tensor:
