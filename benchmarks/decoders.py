@@ -50,12 +50,9 @@ def transformers(folder: str, new: int) -> float:
     return rate([later - sooner for sooner, later in itertools.pairwise(clock.moments[1:])])  # the prompt comes first
 
 
-def written(model: Any, count: int, new: int, cache: str = "") -> list[float]:
+def written(model: Any, count: int, new: int) -> list[float]:
     """Seconds of each step after the first, greedy, through the whole of `generate`."""
-    from diptych.text.cache import CacheSettings
-
-    about = {"max_tokens": new, "min_tokens": new, "num_candidates": 1, "cache": CacheSettings(cache)}
-    steps = model.generate(prompt(count), temperature=0, **about)
+    steps = model.generate(prompt(count), temperature=0, max_tokens=new, min_tokens=new, num_candidates=1)
     moments = [time.perf_counter() for _ in steps]
     return [later - sooner for sooner, later in itertools.pairwise(moments)]
 
@@ -74,22 +71,29 @@ def diptych(folder: str, new: int, bits: int, compiles: bool = False) -> float:
 
 
 def positions(folder: str, new: int, cache: str = "") -> float:
-    """What a token costs at position 4,000 over what it costs at 100, with keys and values in `cache`'s dtype. They and
-    those of the other kind take turns, and what is found of both is printed."""
+    """What a token costs at position 4,000 over what it costs at 100, with keys and values in `cache`'s dtype. Texts at
+    both places, with their caches of both kinds, are written in turn, a token each, so that all see the same machine;
+    what is found of both kinds is printed."""
     import diptych
+    from diptych.text.cache import CacheSettings
 
     model: Any = diptych.load(folder, dtype="bfloat16")
-    kinds, places = ("", "int8"), (100, 4000)
-    runs: dict[tuple[str, int], list[float]] = {(kind, place): [] for kind in kinds for place in places}
-    for (kind, place), seconds in [*runs.items()] * 2:
-        seconds.append(1 / rate(written(model, place - new // 2, new, kind)))
-    ratios = {}
-    for kind in kinds:
-        near, far = (min(runs[kind, place]) for place in places)
-        ratios[kind] = far / near
+    texts, times = {}, {}
+    for kind, place in itertools.product(("", "int8"), (100, 4000)):
+        about = {"max_tokens": new + 1, "min_tokens": new + 1, "num_candidates": 1, "cache": CacheSettings(kind)}
+        texts[kind, place] = iter(model.generate(prompt(place - new // 2), temperature=0, **about))
+        next(texts[kind, place])
+        times[kind, place] = list[float]()
+    for _ in range(new):
+        for which, text in texts.items():
+            started = time.perf_counter()
+            next(text)
+            times[which].append(time.perf_counter() - started)
+    for kind in ("", "int8"):
+        near, far = (1 / rate(times[kind, place]) for place in (100, 4000))
         name = kind or "bfloat16"
-        print(f"{name}: {1e3 * near:.2f} ms at 100, {1e3 * far:.2f} ms at 4,000, {ratios[kind]:.2f}")
-    return ratios[cache]
+        print(f"{name}: {1e3 * near:.2f} ms at 100, {1e3 * far:.2f} ms at 4,000, {far / near:.2f}")
+    return rate(times[cache, 100]) / rate(times[cache, 4000])
 
 
 def batch(folder: str, new: int, rows: int) -> float:

@@ -94,7 +94,7 @@ def measure(shape: str, options: argparse.Namespace) -> None:
         print(f"| {shape} | {name} | {figure:.1f} | {figure / medians['transformers bfloat16']:.2f} |")
     if shape == "135m":
         print("cost of a token at position 4,000 over that at 100, keys and values in bfloat16 and in 8 bits")
-        kinds = {"bfloat16": side("positions", folder, "24"), "int8": side("positions", folder, "24", "int8")}
+        kinds = {"bfloat16": side("positions", folder, "48"), "int8": side("positions", folder, "48", "int8")}
         ratios = compare(options.times, kinds)
         print(f"| {shape} | {ratios['bfloat16']:.2f} | {ratios['int8']:.2f} |")
         print("tokens a second of 16 texts and of 1, the whole runner")

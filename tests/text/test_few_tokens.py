@@ -20,6 +20,7 @@ from diptych.text.few_tokens import MOST, FewTokens, suits
 from diptych.text.kept import Kept
 from diptych.text.reader import Part, Reader
 
+SEGMENT = at.SEGMENT
 LLAMA = DecoderConfig(
     vocab_size=97,
     width=80,  # rows that end within a block of lanes
@@ -124,14 +125,14 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_torchs(
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cache", ["", "int8"])
 def test_a_long_text_is_read_in_segments_from_a_cache_that_grows(kind: str, cache: str) -> None:
-    """Positions past two segments of 256 keys, over growths of the cache, beside another text, after tokens that were
-    taken back."""
-    decoder = decoder_of(replace(LLAMA, has_qk_norm=True), getattr(torch, kind))
+    """Positions on both sides of a segment's end, over growths of the cache, beside another text, and after tokens
+    were taken back."""
+    decoder = decoder_of(replace(LLAMA, has_qk_norm=True, context=2 * SEGMENT), getattr(torch, kind))
     readers = compiled(decoder, cache), in_torch(decoder, cache)
-    prompt = [token * token % 97 for token in range(250)]
+    prompt = [token * token % 97 for token in range(SEGMENT - 6)]
     for reader in readers:
         reader.read([Part(reader.cache.reserve(3), [1, 2, 3])])
-        reader.read([Part(reader.cache.reserve(250), prompt)])
+        reader.read([Part(reader.cache.reserve(len(prompt)), prompt)])
     found: list[list[torch.Tensor]] = [[], []]
     for count in range(270):
         for reader, logits in zip(readers, found, strict=True):
@@ -139,9 +140,9 @@ def test_a_long_text_is_read_in_segments_from_a_cache_that_grows(kind: str, cach
             if count % 50 == 0:
                 logits += reader.read([Part(0, [count % 89])])
             if count == 100:
-                reader.cache.truncate(1, 300)
+                reader.cache.truncate(1, SEGMENT - 4)
     ours, theirs = (torch.cat(logits) for logits in found)
-    assert readers[0].cache.lengths == readers[1].cache.lengths == [9, 469]
+    assert readers[0].cache.lengths == readers[1].cache.lengths == [9, SEGMENT + 165]
     assert furthest(ours, theirs) < (0.1 if kind == "bfloat16" else 4e-3 if cache else 2e-5)
 
 
@@ -153,13 +154,14 @@ def test_a_long_text_is_read_in_segments_from_a_cache_that_grows(kind: str, cach
 def test_queries_of_a_group_see_whole_and_broken_segments(
     group: int, head_dim: int, cache: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to one key more and one less than whole lanes, fours and segments of 256. In torch the same weights are
-    float32, and keys and values those that ours has kept. What is left is how exactly they are multiplied: in bytes by
-    steps of 2^-15 of the largest number of a block, in bfloat16, which itself rounds by 2^-9, by two halves."""
+    """Up to one key more and one less than whole lanes, fours and segments. In torch the same weights are float32, and
+    keys and values those that ours has kept. What is left is how exactly they are multiplied: in bytes by steps of
+    2^-15 of the largest number of a block, in bfloat16, which itself rounds by 2^-9, by two halves."""
     bound = 2**-12 if cache else 2**-14 if kind == "bfloat16" else 2**-17
-    config = replace(LLAMA, width=64, hidden=64, num_heads=2 * group, head_dim=head_dim, num_layers=1, position="none")
+    sizes = {"width": 64, "hidden": 64, "num_heads": 2 * group, "head_dim": head_dim, "context": 2 * SEGMENT}
+    config = replace(LLAMA, num_layers=1, position="none", **sizes)
     decoder, wide = decoder_of(config, getattr(torch, kind)), decoder_of(config, getattr(torch, kind)).float()
-    for length in (14, 15, 16, 30, 254, 255, 256, 271, 511):
+    for length in (14, 15, 16, 30, SEGMENT - 2, SEGMENT - 1, SEGMENT, SEGMENT + 15, 2 * SEGMENT - 1):
         prompt = [place * place % 97 for place in range(length)]
         ours, exact = compiled(decoder, cache), in_torch(wide, cache)
         for reader in (ours, exact):

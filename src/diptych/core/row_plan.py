@@ -73,7 +73,7 @@ MADE, FOUND, INPUT = 0, 64, 128
 TILE_DOWN, TILE_ACROSS = 3, 4  # rows of weights and of texts that are multiplied at once: the sums fill the registers
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu-tanh": 2, "relu": 3, "relu2": 4}
-SEGMENT = 256  # keys of a share of attention
+SEGMENT = 512  # keys of a share of attention
 
 # What threads share. Each number that many write is on a line of memory of its own.
 TICKET, DONE, PHASE, PHASE_LAYER, SHARES, PLAN, STOPPED = 0, 8, 16, 17, 18, 19, 24

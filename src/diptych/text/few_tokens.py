@@ -7,6 +7,7 @@ rounding.
 """
 
 from collections.abc import Sequence
+from operator import is_
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ class FewTokens:
         self._decoder, self._cache, config = decoder, cache, decoder.config
         modules = list(decoder.modules())
         holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-        self._tensors = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
+        named = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
+        self._holders, self._names, self._tensors = zip(*named, strict=True)
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._dtype = next(decoder.norm.parameters()).dtype
         self._layers = np.array([_layer(module) for module in modules if isinstance(module, Block)], np.int64)
@@ -114,7 +116,9 @@ class FewTokens:
         """Whether the decoder is as it was: nothing is hung beside its layers, and no weight is another tensor."""
         return (
             not any(self._hooks)
-            and all(holder[name] is tensor for holder, name, tensor in self._tensors)
+            and all(
+                map(is_, map(dict.get, self._holders, self._names), self._tensors)
+            )  # once a token: no loop in Python
             and not torch.is_autocast_enabled("cpu")
         )
 
