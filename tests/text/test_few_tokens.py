@@ -10,7 +10,7 @@ import torch
 
 from diptych.core import row_plan as at
 from diptych.core.lora import Adapter, LoraSettings
-from diptych.core.quantised import QuantisedEmbedding
+from diptych.core.quantised import Int4Linear
 from diptych.core.trace import Trace
 from diptych.models import open_model
 from diptych.text import assembly
@@ -55,6 +55,13 @@ SWITCHES = {
     "relu": replace(LLAMA, activation="relu", norm_eps=1e-3),
 }
 
+IN_GROUPS = {  # rows of whole groups of 32 are kept in 4 bits; some matrices have more rows than are packed together
+    "llama": replace(LLAMA, width=96, hidden=224, head_dim=32),
+    "gpt2": replace(GPT2, width=96, hidden=224),
+    "qwen3": replace(LLAMA, width=64, has_qk_norm=True, head_dim=64, hidden=128, ties_embeddings=False, vocab_size=112),
+    "rows that do not divide": replace(LLAMA, width=96, hidden=144),
+}
+
 
 def decoder_of(config: DecoderConfig, dtype: torch.dtype, bits: int | None = None) -> Decoder:
     """Random weights large enough for distributions that are not flat; biases and norms are random, too."""
@@ -70,7 +77,7 @@ def decoder_of(config: DecoderConfig, dtype: torch.dtype, bits: int | None = Non
 
 
 def in_torch(decoder: Decoder, cache: str = "") -> Reader:
-    reader = compiled(decoder, cache)
+    reader = Reader(decoder, settings=CacheSettings(cache))
     reader._few_tokens = None
     return reader
 
@@ -119,6 +126,20 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_torchs(
     exact = read_on(in_torch(wide), [5, 6, 7], tokens)
     found, theirs = (read_on(one, [5, 6, 7], tokens) for one in (compiled(narrow, cache), in_torch(narrow, cache)))
     difference, torchs = (found - exact).square().mean(), (theirs - exact).square().mean()
+    assert 0 < difference < torchs
+
+
+@pytest.mark.parametrize("config", IN_GROUPS.values(), ids=IN_GROUPS)
+def test_in_4_bits_they_are_nearer_to_float32_than_torchs(config: DecoderConfig) -> None:
+    """Much nearer: torch rounds each weight to bfloat16 once more."""
+    narrow, wide = (decoder_of(config, torch.bfloat16, 4) for _ in range(2))
+    assert any(isinstance(module, Int4Linear) for module in narrow.modules())
+    wide.float()
+    tokens = [token * 31 % 97 for token in range(12)]
+    exact = read_on(in_torch(wide), [5, 6, 7], tokens)
+    found, theirs = (read_on(one, [5, 6, 7], tokens) for one in (compiled(narrow), in_torch(narrow)))
+    difference, torchs = (found - exact).square().mean(), (theirs - exact).square().mean()
+    print(difference, torchs)
     assert 0 < difference < torchs
 
 
@@ -265,10 +286,18 @@ def test_so_are_other_numbers(kind: str) -> None:
     assert Reader(decoder_of(LLAMA, getattr(torch, kind)))._few_tokens is None
 
 
-def test_so_are_weights_in_4_bits_and_compiled_blocks() -> None:
-    packed = decoder_of(replace(LLAMA, width=64, hidden=64), torch.bfloat16, 4)
-    assert isinstance(packed.embedding, QuantisedEmbedding)
-    assert Reader(packed)._few_tokens is None
+def test_so_are_4_bits_that_are_not_packed_and_compiled_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = IN_GROUPS["llama"]
+    assert Reader(decoder_of(config, torch.float32, 4))._few_tokens is None
+    assert (
+        Reader(decoder_of(replace(config, hidden=200), torch.bfloat16, 4))._few_tokens is None
+    )  # rows in sixteens are
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("diptych.text.few_tokens.is_packed_by_halves", lambda: False)
+        assert Reader(decoder_of(config, torch.bfloat16, 4))._few_tokens is None
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+        assert Reader(decoder_of(config, torch.bfloat16, 4))._few_tokens is None
     decoder = decoder_of(LLAMA, torch.float32)
     cache = Reader(decoder).cache
     assert suits(decoder, cache)
@@ -315,19 +344,23 @@ WIDE = {  # rows of whole blocks are multiplied in tiles
     "llama": replace(LLAMA, width=128, hidden=192),
     "gpt2": replace(GPT2, width=64, hidden=256, num_heads=4, num_kv_heads=4),
     "qwen3": replace(LLAMA, width=64, has_qk_norm=True, head_dim=64, num_heads=3, num_kv_heads=1, hidden=128),
-    "caps": replace(LLAMA, width=192, attention_softcap=5.0, logit_softcap=3.0, ties_embeddings=False),
+    "caps": replace(
+        LLAMA, width=192, hidden=144, attention_softcap=5.0, logit_softcap=3.0, ties_embeddings=False, vocab_size=112
+    ),
     "rows that end within a block": LLAMA,
+    "rows that are not packed together": IN_GROUPS["llama"],
 }
 
 
 @pytest.mark.parametrize("steps", TOGETHER.values(), ids=TOGETHER)
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "8 bits"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "8 bits", "4 bits"])
 @pytest.mark.parametrize("cache", ["", "int8"])
 @pytest.mark.parametrize("config", WIDE.values(), ids=WIDE)
 def test_a_token_gets_the_same_bits_alone_and_among_others(
     config: DecoderConfig, cache: str, kind: str, steps: list
 ) -> None:
-    dtype, bits = (torch.float32, None) if kind == "float32" else (torch.bfloat16, 8 if kind == "8 bits" else None)
+    bits = int(kind[0]) if kind.endswith("bits") else None
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
     decoder = decoder_of(config, dtype, bits)
     alone = [{text: [token]} for text, tokens in TOKENS.items() for token in tokens]
     expected, found = (ways_on(compiled(decoder, cache), calls) for calls in (alone, steps))

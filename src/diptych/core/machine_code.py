@@ -29,6 +29,7 @@ SOURCES = (
     "attention_lanes.py",
     "row_plan.py",
     "row_math.py",
+    "nibble_products.py",
     "byte_attention.py",
     "row_attention.py",
     "row_kernel.py",
@@ -101,7 +102,10 @@ def _made_apart() -> tuple[bytes, str]:
     """The object file, and the name of its function, from another process."""
     print("diptych: compiling for this processor, once ...", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "diptych.core.machine_code"]
-    name, code = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split(b"\n", 1)
+    home = str(Path(__file__).parents[2])  # so that it is this diptych that compiles, wherever it was imported from
+    paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    made = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": paths})
+    name, code = made.stdout.split(b"\n", 1)
     return code, name.decode()
 
 

@@ -9,6 +9,7 @@ are worth unpacking a block of the matrix for.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -112,6 +113,17 @@ class Int4Linear(Quantised):
         scale, offset = self.scale_and_offset.transpose(0, 1)[..., None, :].unbind(-1)  # (N, groups, 1)
         unpacked: Tensor = (numbers.to(scale.dtype) - 8) * scale + offset
         return unpacked.flatten(1)
+
+
+@cache
+def is_packed_by_halves() -> bool:
+    """Whether torch packs 4 bits as `core.nibble_products` reads them, which it promises nowhere: of each column 32
+    bytes, with the numbers of 64 rows, and of the rows that are left two neighbours in a byte."""
+    numbers = torch.arange(80 * GROUP, dtype=torch.int32).view(80, GROUP) * 7 // 5 % 16
+    packed = torch._convert_weight_to_int4pack_for_cpu(numbers, 1).flatten()
+    columns = numbers.T.to(torch.uint8)
+    whole, rest = columns[:, :32] | columns[:, 32:64] << 4, columns[:, 64::2] | columns[:, 65::2] << 4
+    return torch.equal(packed, torch.cat((whole.flatten(), rest.flatten())))
 
 
 class QuantisedEmbedding(nn.Module):

@@ -28,6 +28,7 @@ from diptych.core.lanes import (
     swap_shared,
     write_shared,
 )
+from diptych.core.nibble_products import multiply_nibbles, pack_steps
 from diptych.core.row_attention import attend, attended, keep_own, segments_of
 from diptych.core.row_math import (
     activate,
@@ -67,22 +68,34 @@ def rows_of(phase: int, plan: int) -> int:
 
 
 @exact
-def begin_of(share: int, rows: int, threads: int) -> int:
+def matrix_of(phase: int, part: int, is_gated: bool, table: int, plan: int) -> int:
+    """The matrices of a phase, one after the other; all have the same form and width."""
+    if phase == at.ATTEND_INPUT:
+        return table + 8 * (at.QUERY + MATRIX * part)
+    if phase == at.ATTEND_OUTPUT:
+        return table + 8 * at.OUTPUT
+    if phase == at.WIDEN:
+        return table + 8 * (at.GATE if is_gated and part == 0 else at.UP)
+    return table + 8 * at.DOWN if phase == at.NARROW else plan + 8 * at.HEAD
+
+
+@exact
+def begin_of(share: int, rows: int, threads: int, unit: int) -> int:
     """The first row of a share: one large share for each thread, then small ones for who is done first."""
-    large = large_of(rows, threads)
+    large = large_of(rows, threads, unit)
     if share <= threads:
         return share * large
-    return min(rows, threads * large + (share - threads) * small_of(rows, threads))
+    return min(rows, threads * large + (share - threads) * small_of(rows, threads, unit))
 
 
 @exact
-def large_of(rows: int, threads: int) -> int:
-    return rows * 3 // (4 * threads) // at.TILE_DOWN * at.TILE_DOWN
+def large_of(rows: int, threads: int, unit: int) -> int:
+    return rows * 3 // (4 * threads) // unit * unit
 
 
 @exact
-def small_of(rows: int, threads: int) -> int:
-    return max(FEW, rows // (16 * threads) // at.TILE_DOWN * at.TILE_DOWN)
+def small_of(rows: int, threads: int, unit: int) -> int:
+    return max(FEW, unit, rows // (16 * threads) // unit * unit)
 
 
 @exact
@@ -95,9 +108,9 @@ def shares_of(phase: int, plan: int) -> int:
         return about[at.NUM_KV_HEADS] * segments
     if phase == at.KEEP:
         return about[at.ROWS]
-    rows, threads = rows_of(phase, plan), about[at.THREADS]
-    small = small_of(rows, threads)
-    return threads + (rows - threads * large_of(rows, threads) + small - 1) // small
+    rows, threads, unit = rows_of(phase, plan), about[at.THREADS], about[at.UNIT]
+    small = small_of(rows, threads, unit)
+    return threads + (rows - threads * large_of(rows, threads, unit) + small - 1) // small
 
 
 @exact
@@ -115,7 +128,11 @@ def prepare(phase: int, table: int, plan: int, x: int, packed: int, read: int) -
             elif phase == at.WIDEN:
                 norm = table + 8 * at.FEED_FORWARD_NORM
             normalise(ints(mine)[at.RESIDUAL], its, read, norm, plan, about[at.IS_LAYER_NORM] != 0)
-        pack(its, packed + row * packed_stride(read), read, about[at.WEIGHTS], about[at.NUMBERS])
+        form, where = ints(matrix_of(phase, 0, False, table, plan))[at.FORM], packed + row * packed_stride(read)
+        if form == at.INT4:
+            pack_steps(its, where, read)
+        else:
+            pack(its, where, read, form, about[at.NUMBERS])
 
 
 @exact
@@ -137,8 +154,8 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
             row += 1
         attend(row_of(plan, row), table, share, x, packed)
         return
-    rows, threads = rows_of(phase, plan), about[at.THREADS]
-    first, last = begin_of(share, rows, threads), begin_of(share + 1, rows, threads)
+    rows, threads, unit = rows_of(phase, plan), about[at.THREADS], about[at.UNIT]
+    first, last = begin_of(share, rows, threads, unit), begin_of(share + 1, rows, threads, unit)
     read = width
     if phase == at.ATTEND_OUTPUT:
         read = about[at.NUM_HEADS] * about[at.HEAD_DIM]
@@ -147,40 +164,43 @@ def work(phase: int, layer: int, share: int, plan: int, ticket: int, thread: int
     if made[0] != ticket:
         made[0] = ticket
         prepare(phase, table, plan, x, packed, read)
+    # A call that stands once is compiled once: with constants among its arguments Numba compiles it for each of them.
+    y, height, adds, parts = about[at.RESIDUAL], width, phase == at.ATTEND_OUTPUT or phase == at.NARROW, 1
+    is_gated = phase == at.WIDEN and ints(table)[at.GATE] != 0
     if phase == at.ATTEND_INPUT:
-        begin = 0
-        for part in range(3):
-            heads = about[at.NUM_HEADS] if part == 0 else about[at.NUM_KV_HEADS]
-            end = begin + heads * about[at.HEAD_DIM]
-            matrix, y = table + 8 * (at.QUERY + MATRIX * part), about[at.PROJECTED] + begin * 4
-            its_first, its_last = max(first, begin) - begin, min(last, end) - begin
-            multiply(matrix, its_first, its_last, x, packed, read, y, rows, found, plan, False)
-            begin = end
-    elif phase == at.ATTEND_OUTPUT:
-        multiply(table + 8 * at.OUTPUT, first, last, x, packed, read, about[at.RESIDUAL], width, found, plan, True)
+        y, height, parts = about[at.PROJECTED], rows, 3
     elif phase == at.WIDEN:
-        wide, beside = about[at.WIDENED], scratch + about[at.WIDE]
-        is_gated = ints(table)[at.GATE] != 0
-        if is_gated:
-            multiply(table + 8 * at.GATE, first, last, x, packed, read, wide, hidden, found, plan, False)
-        y = beside if is_gated else wide
-        multiply(table + 8 * at.UP, first, last, x, packed, read, y, hidden, found, plan, False)
+        y, height, parts = about[at.WIDENED], hidden, 2 if is_gated else 1
+    elif phase == at.PREDICT:
+        y, height = about[at.LOGITS], rows
+    begin, end, beside = 0, rows, scratch + about[at.WIDE]
+    for part in range(parts):
+        matrix, out = matrix_of(phase, part, is_gated, table, plan), y
+        if phase == at.ATTEND_INPUT:
+            end = begin + (about[at.NUM_HEADS] if part == 0 else about[at.NUM_KV_HEADS]) * about[at.HEAD_DIM]
+            out = y + begin * 4
+        elif part == 1:
+            out = beside
+        its_first, its_last = max(first, begin) - begin, min(last, end) - begin
+        if ints(matrix)[at.FORM] == at.INT4:
+            multiply_nibbles(matrix, its_first, its_last, packed, read, out, height, found, plan, adds)
+        else:
+            multiply(matrix, its_first, its_last, x, packed, read, out, height, found, plan, adds)
+        if phase == at.ATTEND_INPUT:
+            begin = end
+    if phase == at.WIDEN:
         for row in range(about[at.ROWS]):
-            mine, other = wide + row * hidden * 4, floats(beside + row * hidden * 4)
+            mine, other = y + row * height * 4, floats(beside + row * height * 4)
             activate(mine + first * 4, last - first, about[at.ACTIVATION])
             if is_gated:
                 for place in range(first, last):
                     floats(mine)[place] *= other[place]
-    elif phase == at.NARROW:
-        multiply(table + 8 * at.DOWN, first, last, x, packed, read, about[at.RESIDUAL], width, found, plan, True)
-    else:
-        logits, cap = about[at.LOGITS], fraction(plan, at.LOGIT_CAP)
-        multiply(plan + 8 * at.HEAD, first, last, x, packed, read, logits, rows, found, plan, False)
-        if cap > 0:
-            for row in range(about[at.ROWS]):
-                mine = floats(logits + row * rows * 4)
-                for place in range(first, last):
-                    mine[place] = cap * tanh(mine[place] / cap)
+    cap = fraction(plan, at.LOGIT_CAP)
+    if phase == at.PREDICT and cap > 0:
+        for row in range(about[at.ROWS]):
+            scores = floats(y + row * height * 4)
+            for place in range(first, last):
+                scores[place] = cap * tanh(scores[place] / cap)
 
 
 @exact
@@ -202,7 +222,7 @@ def share_work(control: int, thread: int) -> int:
 
 
 @exact
-def go_through(control: int, phase: int, layer: int, plan: int) -> None:
+def go_through(control: int, phase: int, layer: int, plan: int, thread: int) -> None:
     """A phase from its beginning to its end."""
     about = ints(control)
     shares, ticket = shares_of(phase, plan), ((read_shared(control) >> SHIFT) + 1) << SHIFT
@@ -210,7 +230,7 @@ def go_through(control: int, phase: int, layer: int, plan: int) -> None:
     about[at.PHASE], about[at.PHASE_LAYER], about[at.SHARES], about[at.PLAN] = phase, layer, shares, plan
     write_shared(control + 8 * at.DONE, 0)
     write_shared(control, ticket)
-    share_work(control, 0)
+    share_work(control, thread)
     while read_shared(control + 8 * at.DONE) < shares:
         pause()
 
@@ -237,10 +257,9 @@ def run(control: int, plan: int, thread: int) -> int:
     if thread == 0:
         for row in range(ints(plan)[at.ROWS]):
             embed(row_of(plan, row))
-        for layer in range(ints(plan)[at.NUM_LAYERS]):
-            for phase in range(at.PREDICT):
-                go_through(control, phase, layer, plan)
-        go_through(control, at.PREDICT, 0, plan)
+        phases = ints(plan)[at.NUM_LAYERS] * at.PREDICT
+        for step in range(phases + 1):
+            go_through(control, at.PREDICT if step == phases else step % at.PREDICT, step // at.PREDICT, plan, thread)
         return 0
     seen, waited = -1, 0
     while waited < SPINS and not read_shared(control + 8 * at.STOPPED):

@@ -194,7 +194,7 @@ def multiply(
         found: LINE bytes to work with.
     """
     about, (weights, _, _) = ints(plan), matrix_at(matrix)
-    rows, form, numbers = about[at.ROWS], about[at.WEIGHTS], about[at.NUMBERS]
+    rows, form, numbers = about[at.ROWS], ints(matrix)[at.FORM], about[at.NUMBERS]
     size, stride = size_of(form), packed_stride(width)
     if rows > 1 and first < last and width % BLOCK == 0 and takes_pairs(form, numbers):
         multiply_tiles(matrix, first, last, packed, width, y, height, found, plan, adds)
@@ -212,7 +212,7 @@ def multiply_tiles(
 ) -> None:
     """As `multiply`, for rows of the matrix in threes (TILE_DOWN), each read from memory once; one or two are left."""
     about, sums, (weights, _, _) = ints(plan), floats(found), matrix_at(matrix)
-    rows, form, numbers = about[at.ROWS], about[at.WEIGHTS], about[at.NUMBERS]
+    rows, form, numbers = about[at.ROWS], ints(matrix)[at.FORM], about[at.NUMBERS]
     line, stride = width * size_of(form), packed_stride(width)
     for band in range(first, last, BAND):
         for other in range(0, rows, at.TILE_ACROSS):

@@ -3,9 +3,9 @@
 All are 64-bit integers; a fraction stands there as the bits of its float32. An address of 0 means that there is none.
 """
 
-# A matrix: its numbers, row by row, the scales of its rows and its bias.
-MATRIX = (WEIGHT, SCALE, BIAS) = range(3)
-BFLOAT, FLOAT, INT8 = range(3)  # forms of numbers
+# A matrix: its numbers, row by row, the scales of its rows and its bias, how many rows it has, and the form of numbers.
+MATRIX = (WEIGHT, SCALE, BIAS, COUNT, FORM) = range(5)
+BFLOAT, FLOAT, INT8, INT4 = range(4)  # forms of numbers
 
 # A norm: its weight and bias.
 NORM = (GAIN, SHIFT) = range(2)
@@ -30,7 +30,6 @@ LAYER = _kept + 4  # columns of a layer
     HEAD_DIM,
     HIDDEN,
     VOCABULARY,
-    WEIGHTS,  # the form of all matrices
     NUMBERS,  # that of norms, biases and scales
     CACHE,  # that of keys and values
     IS_LAYER_NORM,
@@ -40,12 +39,17 @@ LAYER = _kept + 4  # columns of a layer
     LOGIT_CAP,
     THREADS,
     LAYER_TABLE,
+    UNIT,  # rows of a matrix that a share begins at a multiple of
     FINAL_NORM,
     _,
     EMBEDDING,
     _,
     _,
+    _,
+    _,
     HEAD,
+    _,
+    _,
     _,
     _,
     POSITIONS,  # learned ones
@@ -65,12 +69,13 @@ LAYER = _kept + 4  # columns of a layer
     COS,
     SIN,
     KEPT,  # tokens before those of its text in what the cache keeps of a layer
-) = range(42)
-DECODER = 42
+) = range(46)
+DECODER = 46
 
 # A thread's scratch, in bytes: the ticket of the phase that it is made for, sums of a tile, what a phase multiplies.
-MADE, FOUND, INPUT = 0, 64, 128
 TILE_DOWN, TILE_ACROSS = 3, 4  # rows of weights and of texts that are multiplied at once: the sums fill the registers
+ROWS_PACKED, TEXTS_PACKED = 64, 3  # the same in 4 bits
+MADE, FOUND, INPUT = 0, 64, 64 + 4 * ROWS_PACKED * TEXTS_PACKED
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu-tanh": 2, "relu": 3, "relu2": 4}
 SEGMENT = 512  # keys of a share of attention

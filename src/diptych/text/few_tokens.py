@@ -1,9 +1,9 @@
 """Reading a few tokens, as writing does: the decoder by one call of compiled code (`core.row_kernel`).
 
-Here is decided what that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32 or 8 bits,
-over a cache that keeps all of a text, as it is or in 8 bits, and up to MOST tokens that go on from there: the next one
-of each of some texts, or one and those drafted after it. All others go through torch; both give the same logits within
-rounding.
+Here is decided what that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32, 8 or 4
+bits, over a cache that keeps all of a text, as it is or in 8 bits, and up to MOST tokens that go on from there: the
+next one of each of some texts, or one and those drafted after it. All others go through torch; both give the same
+logits within rounding.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from diptych.core.feedforward import FeedForward
 from diptych.core.machine_code import is_here
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import rotary
-from diptych.core.quantised import Int8Linear, QuantisedEmbedding
+from diptych.core.quantised import Int4Linear, Int8Linear, QuantisedEmbedding, is_packed_by_halves
 from diptych.text.cache import KeyValueCache
 from diptych.text.decoder import Block, Decoder
 
-FORMS = {torch.bfloat16: at.BFLOAT, torch.float32: at.FLOAT, torch.int8: at.INT8}
+FORMS = {torch.bfloat16: at.BFLOAT, torch.float32: at.FLOAT, torch.int8: at.INT8, torch.uint8: at.INT4}
 TAKES = {Decoder, Block, Attention, FeedForward, Dropout, RMSNorm, nn.LayerNorm, nn.ModuleList}
-TAKES |= {nn.Linear, Int8Linear, nn.Embedding, QuantisedEmbedding}
+TAKES |= {nn.Linear, Int8Linear, Int4Linear, nn.Embedding, QuantisedEmbedding}
 TURNS = 256  # positions whose angles are computed together
-MATRIX, NORM = ("weight", "scale", "bias"), ("weight", "bias")  # in the order of the tables
+NORM = ("weight", "bias")  # in the order of the tables
 LINE = 16  # numbers of a line of memory
 MOST = 16  # tokens; of more, large models are read faster by torch
 
@@ -37,21 +37,28 @@ MOST = 16  # tokens; of more, large models are read faster by torch
 def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
     """Whether a few tokens go through the compiled kernel."""
     kinds = {type(module) for module in decoder.modules()}
-    if not is_here() or kinds - TAKES or {nn.Linear, Int8Linear} <= kinds:
+    if not is_here() or kinds - TAKES or (nn.Linear in kinds and kinds & {Int8Linear, Int4Linear}):
         return False
     assert isinstance(decoder, Decoder)
     config, tensors = decoder.config, [*decoder.parameters(), *decoder.buffers()]
-    numbers = {tensor.dtype for tensor in tensors if tensor.dtype != torch.int8}
+    numbers = {tensor.dtype for tensor in tensors if tensor.dtype not in (torch.int8, torch.uint8)}
     return (
         not any(config.windows)
         and cache.keeps_all
         and cache.num_kv_heads == config.num_kv_heads  # none lie in other processes
         and numbers in ({torch.bfloat16}, {torch.float32})
-        and (Int8Linear in kinds) == (QuantisedEmbedding in kinds)
+        and bool(kinds & {Int8Linear, Int4Linear}) == (QuantisedEmbedding in kinds)
+        and (Int4Linear not in kinds or _takes_nibbles(decoder, numbers))
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
         and not any(module._compiled_call_impl for module in decoder.modules())
     )
+
+
+def _takes_nibbles(decoder: Decoder, numbers: set[torch.dtype]) -> bool:
+    layers = [module for module in decoder.modules() if isinstance(module, Int4Linear)]
+    is_packed = all(layer.packs for layer in layers) and is_packed_by_halves()
+    return is_packed and numbers == {torch.bfloat16} and torch.cpu._is_vnni_supported()
 
 
 class FewTokens:
@@ -81,9 +88,9 @@ class FewTokens:
         _fill(plan, at.FINAL_NORM, _addresses(decoder.norm, NORM))
         embedding = decoder.embedding
         matrix = embedding.matrix if isinstance(embedding, QuantisedEmbedding) else embedding
-        plan[at.WEIGHTS] = FORMS[matrix.weight.dtype]
-        _fill(plan, at.EMBEDDING, _addresses(matrix, MATRIX))
-        _fill(plan, at.HEAD, _addresses(matrix if decoder.head is None else decoder.head, MATRIX))
+        _fill(plan, at.EMBEDDING, _matrix(matrix))
+        _fill(plan, at.HEAD, _matrix(matrix if decoder.head is None else decoder.head))
+        plan[at.UNIT] = at.ROWS_PACKED if any(isinstance(module, Int4Linear) for module in modules) else at.TILE_DOWN
         if decoder.position_embedding is not None:
             plan[at.POSITIONS] = decoder.position_embedding.weight.data_ptr()
         self._plans, self._room = plan[None], np.empty(0, np.float32)
@@ -196,11 +203,20 @@ def _layer(block: Block) -> list[int]:
         at.QUERY_NORM: attention.query_norm,
         at.KEY_NORM: attention.key_norm,
     }
-    for found, names in ((matrices, MATRIX), (norms, NORM)):
-        for column, module in found.items():
-            if module is not None:
-                row[column : column + len(names)] = _addresses(module, names)
+    for column, module in matrices.items():
+        if module is not None:
+            row[column : column + len(at.MATRIX)] = _matrix(module)
+    for column, module in norms.items():
+        if module is not None:
+            row[column : column + len(NORM)] = _addresses(module, NORM)
     return row
+
+
+def _matrix(module: nn.Module) -> list[int]:
+    """The columns of a linear layer, or of an embedding that multiplies."""
+    weight, scale = module.weight, "scale_and_offset" if isinstance(module, Int4Linear) else "scale"
+    assert isinstance(weight, Tensor)
+    return [*_addresses(module, ("weight", scale, "bias")), len(weight), FORMS[weight.dtype]]
 
 
 def _addresses(module: nn.Module, names: tuple[str, ...]) -> list[int]:
