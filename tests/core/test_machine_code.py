@@ -1,9 +1,13 @@
 """What is kept of compiled code: found again, made anew where it is damaged, done without where it cannot be kept."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import diptych
 from diptych.core import machine_code
 
 
@@ -43,3 +47,16 @@ def test_code_that_cannot_be_kept_is_made_each_time(folder: Path) -> None:
     folder.write_text("no folder")
     assert kept(b"one") == (b"one", "name")
     assert kept(b"two") == (b"two", "name")
+
+
+def test_it_is_this_diptych_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was imported from a folder that the other process would not look into."""
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(stdout=f"{env['PYTHONPATH']}\ncode".encode())
+
+    monkeypatch.setattr(machine_code.subprocess, "run", run)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    code, paths = machine_code._made_apart()
+    assert code == b"code"
+    assert paths.split(os.pathsep) == [str(Path(diptych.__file__).parents[1]), "elsewhere"]

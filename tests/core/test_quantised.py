@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diptych.core.quantised import GROUP, Int4Linear, Int8Linear, QuantisedEmbedding, check_bits, quantise
+from diptych.core import quantised
+from diptych.core.quantised import GROUP, MANY, Int4Linear, Int8Linear, QuantisedEmbedding, check_bits, quantise
 
 
 def draws(*shape: int, seed: int) -> torch.Tensor:
@@ -56,6 +57,23 @@ def test_packed_and_plain_numbers_of_4_bits_are_the_same():
     packed, plain = Int4Linear(weight, None, torch.float32), Int4Linear(weight[:15], None, torch.float32)
     assert (packed.packs, plain.packs) == (True, False)
     torch.testing.assert_close(packed(x)[:, :15], plain(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("count", [16, 64, 80, 176])
+def test_many_rows_see_the_same_matrix_in_4_bits(count, dtype, monkeypatch):
+    """It is unpacked for them, some of its rows at a time, where torch packs as is known."""
+    monkeypatch.setattr(quantised, "SOME", 2 * 64 * 96)
+    layer = Int4Linear(draws(count, 96, seed=1), draws(count, seed=2).to(dtype), dtype)
+    x = draws(MANY, 96, seed=3).to(dtype)
+    few = torch.cat([layer(part) for part in x.split(16)])
+    difference = (layer(x).float() - few.float()).norm() / few.float().norm()
+    assert difference < (2**-7 if dtype == torch.bfloat16 else 1e-6)
+    monkeypatch.setattr(torch, "_weight_int4pack_mm_for_cpu", None)
+    layer(x)
+    monkeypatch.undo()
+    monkeypatch.setattr(quantised, "is_packed_by_halves", lambda: False)
+    torch.testing.assert_close(layer(x), few)
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])

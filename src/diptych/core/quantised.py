@@ -19,6 +19,8 @@ from torch import Tensor, nn
 GROUP = 32  # numbers that share a scale and an offset in 4 bits
 FEW = 16  # rows up to which the packed kernel for 8 bits is the faster way
 BLOCK = 2**20  # numbers of a matrix that are worked on at a time: they stay in the cache
+PACKED = 64  # rows of a matrix in 4 bits that torch lays side by side
+MANY, SOME = 128, 2**18  # rows from which on a matrix in 4 bits is unpacked, so many numbers at a time
 SPAN = 16  # numbers that the kernels take at once: they do not look whether a row is that long
 
 
@@ -78,7 +80,7 @@ class Int4Linear(Quantised):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        count, width = weight.shape
+        self._size = count, width = len(weight), weight.shape[1]
         sizes = (width // GROUP, count, 2)
         self.scale_and_offset = nn.Buffer(torch.empty(sizes, dtype=dtype, device=weight.device))
         numbers = torch.empty(count, width, dtype=torch.uint8, device=weight.device)
@@ -100,10 +102,15 @@ class Int4Linear(Quantised):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        if self.packs:
+        if not self.packs:
+            product = F.linear(rows, self._unpacked())
+        elif len(rows) < MANY or not is_packed_by_halves():
             product = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale_and_offset)
         else:
-            product = F.linear(rows, self._unpacked())
+            product = rows.new_empty(len(rows), self._size[0])
+            for some, columns in self._columns():
+                parts = torch.matmul(rows, columns).transpose(0, 1)  # (R, blocks, rows)
+                product[:, some].unflatten(1, parts.shape[1:]).copy_(parts)
         if self.bias is not None:
             product = product + self.bias
         return product.view(*x.shape[:-1], -1)
@@ -113,6 +120,30 @@ class Int4Linear(Quantised):
         scale, offset = self.scale_and_offset.transpose(0, 1)[..., None, :].unbind(-1)  # (N, groups, 1)
         unpacked: Tensor = (numbers.to(scale.dtype) - 8) * scale + offset
         return unpacked.flatten(1)
+
+    def _columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of a packed matrix and what they stand for, as columns, as which they are packed: (blocks, K, rows)."""
+        count, width = self._size
+        whole = count // PACKED * PACKED
+        packed = self.weight.flatten()
+        together = packed[: whole * width // 2].view(-1, width, PACKED // 2)
+        for rows in _blocks(whole, width, SOME, PACKED):
+            halves = together[rows.start // PACKED : rows.stop // PACKED]
+            numbers = self.scale_and_offset.new_empty(*halves.shape[:2], PACKED)
+            numbers[..., : PACKED // 2], numbers[..., PACKED // 2 :] = halves & 15, halves >> 4
+            yield rows, self._scaled(numbers, rows)
+        if whole < count:
+            rest, rows = packed[whole * width // 2 :].view(1, width, -1), slice(whole, count)
+            numbers = self.scale_and_offset.new_empty(1, width, count - whole)
+            numbers[..., ::2], numbers[..., 1::2] = rest & 15, rest >> 4
+            yield rows, self._scaled(numbers, rows)
+
+    def _scaled(self, numbers: Tensor, rows: slice) -> Tensor:
+        """Of (blocks, K, rows) numbers what they stand for, in their place."""
+        both = self.scale_and_offset[:, rows].unflatten(1, (len(numbers), -1)).transpose(0, 1)  # (blocks, groups, n, 2)
+        scale, offset = both[:, :, None].movedim(-1, 0).contiguous()
+        numbers.unflatten(1, (-1, GROUP)).sub_(8).mul_(scale).add_(offset)
+        return numbers
 
 
 @cache
@@ -165,7 +196,7 @@ def quantise(module: nn.Module, bits: int, dtype: torch.dtype) -> None:
                 setattr(parent, name, BITS[bits](child.weight.detach(), child.bias, dtype))
 
 
-def _blocks(count: int, width: int) -> Iterator[slice]:
-    """The rows of a (count, width) matrix, BLOCK numbers at a time."""
-    rows = max(1, BLOCK // width)
-    return (slice(start, start + rows) for start in range(0, count, rows))
+def _blocks(count: int, width: int, numbers: int = BLOCK, unit: int = 1) -> Iterator[slice]:
+    """The rows of a (count, width) matrix, so many numbers at a time, in multiples of a unit."""
+    rows = max(unit, numbers // width // unit * unit)
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
