@@ -49,31 +49,37 @@ from diptych.core.row_math import quick
 
 LOW, WORTH, BEGIN = BLOCK, 2 * BLOCK, 2 * BLOCK + 4  # bytes of a packed block before its low digits, and so on
 PARTS = BLOCK // LANES  # vectors of a block
-QUERY_STEPS, ODDS_STEPS = np.float32(127 * 256 + 127), 65535.0  # of the largest number: a query's digits have signs
+SIGNED_STEPS, ODDS_STEPS = np.float32(127 * 256 + 127), 65535.0  # of the largest number: a query's digits have signs
 KEY_QUERIES, VALUE_QUERIES = 4, 3  # that share a reading: their sums fill the registers
+
+
+@quick
+def pack_digits(x: int, packed: int, count: int) -> np.int32:
+    """Numbers as their high digits, their low ones, and what a step is worth; the sum of their steps."""
+    here, high, low = floats(x), int8s(packed), int8s(packed + count)
+    largest, total = np.float32(1e-30), np.int32(0)
+    for place in range(count):
+        largest = max(largest, abs(here[place]))
+    inverse = SIGNED_STEPS / largest
+    for place in range(count):
+        steps = np.int32(np.rint(here[place] * inverse))
+        upper = (steps + np.int32(128)) >> np.int32(8)
+        high[place] = np.int8(upper)
+        low[place] = np.int8(steps - (upper << np.int32(8)))
+        total += steps
+    floats(packed + 2 * count)[0] = largest / SIGNED_STEPS
+    return total
 
 
 @quick
 def pack_query(query: int, packed: int, width: int) -> None:
     """A query of whole blocks, packed."""
     for first in range(0, width, BLOCK):
-        here, out = floats(query + 4 * first), packed + 4 * first
-        high, low = int8s(out), int8s(out + LOW)
-        largest, total = np.float32(1e-30), np.int32(0)
-        for place in range(BLOCK):
-            largest = max(largest, abs(here[place]))
-        inverse = QUERY_STEPS / largest
-        for place in range(BLOCK):
-            steps = np.int32(np.rint(here[place] * inverse))
-            upper = (steps + np.int32(128)) >> np.int32(8)
-            high[place] = np.int8(upper)
-            low[place] = np.int8(steps - (upper << np.int32(8)))
-            total += steps
-        floats(out + WORTH)[0] = largest / QUERY_STEPS
-        int32s(out + BEGIN)[0] = np.int32(-128) * total
+        out = packed + 4 * first
+        int32s(out + BEGIN)[0] = np.int32(-128) * pack_digits(query + 4 * first, out, BLOCK)
 
 
-def _multiplied(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+def multiplied(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     multiply = llvm(builder, "x86.avx512.vpdpbusd.512", WORDS, WORDS, WORDS, WORDS)
     return builder.call(multiply, [total, unsigned, signed])
 
@@ -143,7 +149,7 @@ def score_bytes(
                     for query, both in zip(mine, sums, strict=True):
                         for digit, offset in enumerate((0, LOW)):
                             signed = each_lane(builder, builder.add(query, LONG(offset + 4 * place)), WORDS)
-                            both[digit] = _multiplied(builder, both[digit], four, signed)
+                            both[digit] = multiplied(builder, both[digit], four, signed)
                 return [_worth(builder, *one) for one in zip(sums, mine, totals, strict=True)]
 
             return loop_of(builder, builder.udiv(width, LONG(BLOCK)), many, grow)
@@ -214,7 +220,7 @@ def _in_fours(
             for query in mine:
                 for offset in (0, LOW):
                     odd = each_lane(builder, builder.add(query, builder.add(place, LONG(offset))), WORDS)
-                    grown += [_multiplied(builder, totals[len(grown) + at], odd, part) for at, part in enumerate(parts)]
+                    grown += [multiplied(builder, totals[len(grown) + at], odd, part) for at, part in enumerate(parts)]
             return grown
 
         left = builder.sub(count, first)

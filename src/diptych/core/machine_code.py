@@ -29,8 +29,8 @@ SOURCES = (
     "attention_lanes.py",
     "row_plan.py",
     "row_math.py",
-    "nibble_products.py",
     "byte_attention.py",
+    "nibble_products.py",
     "row_attention.py",
     "row_kernel.py",
 )

@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 from diptych.core import row_plan as at
 from diptych.core.attention_lanes import constant, store, words
+from diptych.core.byte_attention import multiplied, pack_digits
 from diptych.core.lanes import (
     BYTE,
     INT,
@@ -36,7 +37,6 @@ from diptych.core.lanes import (
     floats,
     int8s,
     ints,
-    llvm,
     loop_of,
     read_at,
     times_plus,
@@ -45,28 +45,17 @@ from diptych.core.row_math import exact, matrix_at, number, packed_stride, quick
 
 GROUP = 32  # numbers of a row that share a scale and an offset
 LOW, WORTH, SUM = GROUP, 2 * GROUP, 2 * GROUP + 4  # bytes of a packed group before its low digits, and so on
-STEPS = np.float32(127 * 256 + 127)  # of the largest number
 COLUMN = at.ROWS_PACKED // 2  # bytes
 PARTS = at.ROWS_PACKED // LANES  # vectors of as many rows
 
 
 @quick
-def pack_steps(x: int, packed: int, width: int) -> None:
+def pack_groups(x: int, packed: int, width: int) -> None:
     """A row of whole groups, packed."""
     for first in range(0, width, GROUP):
-        here, out = floats(x + 4 * first), packed + 4 * first
-        high, low, largest, total = int8s(out), int8s(out + LOW), np.float32(1e-30), np.int32(0)
-        for place in range(GROUP):
-            largest = max(largest, abs(here[place]))
-        inverse, worth = STEPS / largest, largest / STEPS
-        for place in range(GROUP):
-            steps = np.int32(np.rint(here[place] * inverse))
-            upper = (steps + np.int32(128)) >> np.int32(8)
-            high[place] = np.int8(upper)
-            low[place] = np.int8(steps - (upper << np.int32(8)))
-            total += steps
-        floats(out + WORTH)[0] = worth
-        floats(out + SUM)[0] = worth * np.float32(total)
+        out = packed + 4 * first
+        total = pack_digits(x + 4 * first, out, GROUP)
+        floats(out + SUM)[0] = floats(out + WORTH)[0] * np.float32(total)
 
 
 @intrinsic
@@ -93,7 +82,6 @@ def sum_nibbles(
             ir.Constant(index, [column * COLUMN + first + row for row in range(LANES) for column in range(4)])
             for first in (0, LANES)
         ]
-        multiply = llvm(builder, "x86.avx512.vpdpbusd.512", WORDS, WORDS, WORDS, WORDS)
 
         def sums_of(many: int) -> list[Any]:
             def grow(group: Any, totals: list[Any]) -> list[Any]:
@@ -113,7 +101,7 @@ def sum_nibbles(
                             place = builder.add(builder.mul(four, LONG(4)), LONG(digit))
                             digits = each_lane(builder, builder.add(other, place), WORDS)
                             grown += [
-                                builder.call(multiply, [sums[len(grown) + part], numbers, digits])
+                                multiplied(builder, sums[len(grown) + part], numbers, digits)
                                 for part, numbers in enumerate(parts)
                             ]
                     return grown

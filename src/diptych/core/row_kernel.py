@@ -28,7 +28,7 @@ from diptych.core.lanes import (
     swap_shared,
     write_shared,
 )
-from diptych.core.nibble_products import multiply_nibbles, pack_steps
+from diptych.core.nibble_products import multiply_nibbles, pack_groups
 from diptych.core.row_attention import attend, attended, keep_own, segments_of
 from diptych.core.row_math import (
     activate,
@@ -130,7 +130,7 @@ def prepare(phase: int, table: int, plan: int, x: int, packed: int, read: int) -
             normalise(ints(mine)[at.RESIDUAL], its, read, norm, plan, about[at.IS_LAYER_NORM] != 0)
         form, where = ints(matrix_of(phase, 0, False, table, plan))[at.FORM], packed + row * packed_stride(read)
         if form == at.INT4:
-            pack_steps(its, where, read)
+            pack_groups(its, where, read)
         else:
             pack(its, where, read, form, about[at.NUMBERS])
 
