@@ -293,7 +293,7 @@ def test_so_are_4_bits_that_are_not_packed_and_compiled_blocks(monkeypatch: pyte
         Reader(decoder_of(replace(config, hidden=200), torch.bfloat16, 4))._few_tokens is None
     )  # rows in sixteens are
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("diptych.text.few_tokens.is_packed_by_halves", lambda: False)
+        elsewhere.setattr("diptych.core.quantised.is_packed_by_halves", lambda: False)
         assert Reader(decoder_of(config, torch.bfloat16, 4))._few_tokens is None
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(torch.cpu, "_is_vnni_supported", lambda: False)

@@ -94,6 +94,7 @@ class Int4Linear(Quantised):
             self.scale_and_offset[:, rows] = torch.cat((scale, offset), dim=2).transpose(0, 1)
         self.bias = None if bias is None else nn.Buffer(bias.detach())
         self.packs = weight.device.type == "cpu" and count % SPAN == 0
+        self.unpacks = self.packs and is_packed_by_halves()
         self.weight = nn.Buffer(
             torch._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
             if self.packs
@@ -104,7 +105,7 @@ class Int4Linear(Quantised):
         rows = x.flatten(0, -2)
         if not self.packs:
             product = F.linear(rows, self._unpacked())
-        elif len(rows) < MANY or not is_packed_by_halves():
+        elif len(rows) < MANY or not self.unpacks or torch.compiler.is_compiling():
             product = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale_and_offset)
         else:
             product = rows.new_empty(len(rows), self._size[0])
@@ -150,7 +151,7 @@ class Int4Linear(Quantised):
 def is_packed_by_halves() -> bool:
     """Whether torch packs 4 bits as `core.nibble_products` reads them, which it promises nowhere: of each column 32
     bytes, with the numbers of 64 rows, and of the rows that are left two neighbours in a byte."""
-    numbers = torch.arange(80 * GROUP, dtype=torch.int32).view(80, GROUP) * 7 // 5 % 16
+    numbers = torch.arange(80 * GROUP, dtype=torch.int32, device="cpu").view(80, GROUP) * 7 // 5 % 16
     packed = torch._convert_weight_to_int4pack_for_cpu(numbers, 1).flatten()
     columns = numbers.T.to(torch.uint8)
     whole, rest = columns[:, :32] | columns[:, 32:64] << 4, columns[:, 64::2] | columns[:, 65::2] << 4

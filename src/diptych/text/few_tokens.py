@@ -21,7 +21,7 @@ from diptych.core.feedforward import FeedForward
 from diptych.core.machine_code import is_here
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import rotary
-from diptych.core.quantised import Int4Linear, Int8Linear, QuantisedEmbedding, is_packed_by_halves
+from diptych.core.quantised import Int4Linear, Int8Linear, QuantisedEmbedding
 from diptych.text.cache import KeyValueCache
 from diptych.text.decoder import Block, Decoder
 
@@ -57,8 +57,7 @@ def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
 
 def _takes_nibbles(decoder: Decoder, numbers: set[torch.dtype]) -> bool:
     layers = [module for module in decoder.modules() if isinstance(module, Int4Linear)]
-    is_packed = all(layer.packs for layer in layers) and is_packed_by_halves()
-    return is_packed and numbers == {torch.bfloat16} and torch.cpu._is_vnni_supported()
+    return all(layer.unpacks for layer in layers) and numbers == {torch.bfloat16} and torch.cpu._is_vnni_supported()
 
 
 class FewTokens:
