@@ -55,7 +55,7 @@ SWITCHES = {
     "relu": replace(LLAMA, activation="relu", norm_eps=1e-3),
 }
 
-IN_GROUPS = {  # rows of whole groups of 32 are kept in 4 bits; some matrices have more rows than are packed together
+IN_GROUPS = {  # rows of whole groups of 32 are kept in 4 bits; of some matrices rows are left after the last 64
     "llama": replace(LLAMA, width=96, hidden=224, head_dim=32),
     "gpt2": replace(GPT2, width=96, hidden=224),
     "qwen3": replace(LLAMA, width=64, has_qk_norm=True, head_dim=64, hidden=128, ties_embeddings=False, vocab_size=112),
@@ -131,7 +131,6 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_torchs(
 
 @pytest.mark.parametrize("config", IN_GROUPS.values(), ids=IN_GROUPS)
 def test_in_4_bits_they_are_nearer_to_float32_than_torchs(config: DecoderConfig) -> None:
-    """Much nearer: torch rounds each weight to bfloat16 once more."""
     narrow, wide = (decoder_of(config, torch.bfloat16, 4) for _ in range(2))
     assert any(isinstance(module, Int4Linear) for module in narrow.modules())
     wide.float()
@@ -139,8 +138,7 @@ def test_in_4_bits_they_are_nearer_to_float32_than_torchs(config: DecoderConfig)
     exact = read_on(in_torch(wide), [5, 6, 7], tokens)
     found, theirs = (read_on(one, [5, 6, 7], tokens) for one in (compiled(narrow), in_torch(narrow)))
     difference, torchs = (found - exact).square().mean(), (theirs - exact).square().mean()
-    print(difference, torchs)
-    assert 0 < difference < torchs
+    assert 0 < difference < torchs / 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
@@ -289,9 +287,8 @@ def test_so_are_other_numbers(kind: str) -> None:
 def test_so_are_4_bits_that_are_not_packed_and_compiled_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     config = IN_GROUPS["llama"]
     assert Reader(decoder_of(config, torch.float32, 4))._few_tokens is None
-    assert (
-        Reader(decoder_of(replace(config, hidden=200), torch.bfloat16, 4))._few_tokens is None
-    )  # rows in sixteens are
+    unpacked = replace(config, hidden=200)  # rows that do not come in sixteens
+    assert Reader(decoder_of(unpacked, torch.bfloat16, 4))._few_tokens is None
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("diptych.core.quantised.is_packed_by_halves", lambda: False)
         assert Reader(decoder_of(config, torch.bfloat16, 4))._few_tokens is None
@@ -325,7 +322,7 @@ def ways_on(reader: Reader, steps: list[dict[int, list[int]]]) -> dict[int, torc
     """The logits after each token of texts of different lengths, which go on by so many tokens in each call; text 1
     begins far enough to have two segments of keys."""
     found: dict[int, list[torch.Tensor]] = {}
-    for text, count in enumerate((3, 270, 11, 1, 20)):
+    for text, count in enumerate((3, SEGMENT + 14, 11, 1, 20)):
         reader.read([Part(reader.cache.reserve(count), [(text + place * place) % 97 for place in range(count)])])
     for step in steps:
         parts = [Part(text, tokens, wanted=len(tokens)) for text, tokens in step.items()]

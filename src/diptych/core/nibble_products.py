@@ -43,7 +43,7 @@ from diptych.core.lanes import (
 )
 from diptych.core.row_math import exact, matrix_at, number, packed_stride, quick, widened
 
-GROUP = 32  # numbers of a row that share a scale and an offset
+GROUP = at.GROUP
 LOW, WORTH, SUM = GROUP, 2 * GROUP, 2 * GROUP + 4  # bytes of a packed group before its low digits, and so on
 COLUMN = at.ROWS_PACKED // 2  # bytes
 PARTS = at.ROWS_PACKED // LANES  # vectors of as many rows

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 32  # numbers that share a scale and an offset in 4 bits
+from diptych.core.row_plan import GROUP
+from diptych.core.row_plan import ROWS_PACKED as PACKED
+
 FEW = 16  # rows up to which the packed kernel for 8 bits is the faster way
 BLOCK = 2**20  # numbers of a matrix that are worked on at a time: they stay in the cache
-PACKED = 64  # rows of a matrix in 4 bits that torch lays side by side
 MANY, SOME = 128, 2**18  # rows from which on a matrix in 4 bits is unpacked, so many numbers at a time
 SPAN = 16  # numbers that the kernels take at once: they do not look whether a row is that long
 
@@ -80,7 +81,7 @@ class Int4Linear(Quantised):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self._size = count, width = len(weight), weight.shape[1]
+        count, width = weight.shape
         sizes = (width // GROUP, count, 2)
         self.scale_and_offset = nn.Buffer(torch.empty(sizes, dtype=dtype, device=weight.device))
         numbers = torch.empty(count, width, dtype=torch.uint8, device=weight.device)
@@ -108,7 +109,7 @@ class Int4Linear(Quantised):
         elif len(rows) < MANY or not self.unpacks or torch.compiler.is_compiling():
             product = torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale_and_offset)
         else:
-            product = rows.new_empty(len(rows), self._size[0])
+            product = rows.new_empty(len(rows), len(self.weight))
             for some, columns in self._columns():
                 parts = torch.matmul(rows, columns).transpose(0, 1)  # (R, blocks, rows)
                 product[:, some].unflatten(1, parts.shape[1:]).copy_(parts)
@@ -124,7 +125,7 @@ class Int4Linear(Quantised):
 
     def _columns(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows of a packed matrix and what they stand for, as columns, as which they are packed: (blocks, K, rows)."""
-        count, width = self._size
+        count, width = len(self.weight), 2 * self.weight.shape[1]  # two numbers in a byte
         whole = count // PACKED * PACKED
         packed = self.weight.flatten()
         together = packed[: whole * width // 2].view(-1, width, PACKED // 2)
@@ -154,7 +155,8 @@ def is_packed_by_halves() -> bool:
     numbers = torch.arange(80 * GROUP, dtype=torch.int32, device="cpu").view(80, GROUP) * 7 // 5 % 16
     packed = torch._convert_weight_to_int4pack_for_cpu(numbers, 1).flatten()
     columns = numbers.T.to(torch.uint8)
-    whole, rest = columns[:, :32] | columns[:, 32:64] << 4, columns[:, 64::2] | columns[:, 65::2] << 4
+    low, high, rest = columns.split([PACKED // 2, PACKED // 2, 80 - PACKED], dim=1)
+    whole, rest = low | high << 4, rest[:, ::2] | rest[:, 1::2] << 4
     return torch.equal(packed, torch.cat((whole.flatten(), rest.flatten())))
 
 

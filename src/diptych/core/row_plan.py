@@ -72,9 +72,10 @@ LAYER = _kept + 4  # columns of a layer
 ) = range(46)
 DECODER = 46
 
-# A thread's scratch, in bytes: the ticket of the phase that it is made for, sums of a tile, what a phase multiplies.
 TILE_DOWN, TILE_ACROSS = 3, 4  # rows of weights and of texts that are multiplied at once: the sums fill the registers
-ROWS_PACKED, TEXTS_PACKED = 64, 3  # the same in 4 bits
+ROWS_PACKED, TEXTS_PACKED = 64, 3  # the same in 4 bits, where torch lays as many rows side by side
+GROUP = 32  # numbers of a row in 4 bits that share a scale and an offset
+# A thread's scratch, in bytes: the ticket of the phase that it is made for, sums of a tile, what a phase multiplies.
 MADE, FOUND, INPUT = 0, 64, 64 + 4 * ROWS_PACKED * TEXTS_PACKED
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu-tanh": 2, "relu": 3, "relu2": 4}
