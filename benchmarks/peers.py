@@ -159,7 +159,7 @@ def unet() -> float:
         def count(self, batch: Batch) -> int:
             return len(batch.latents)
 
-        def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             noise, share = torch.randn_like(batch.latents), torch.rand(len(batch.latents)).clamp(0.01, 0.99)
             kept = share.view(-1, 1, 1, 1)
             noisy = kept.sqrt() * batch.latents + (1 - kept).sqrt() * noise

@@ -68,8 +68,8 @@ def test_it_learns_which_captions_belong_to_a_few_pictures(
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=5e-3)
     batch = task.source.batch(0, range(8))
     losses = []
-    for step in range(25):
-        loss, figures = task.loss(batch, step)
+    for _ in range(25):
+        loss, figures = task.loss(batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -54,6 +54,7 @@ class Lines:
         )
         if is_channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.step = 0  # whose batch was read last
         self.events: dict[int, Any] = {}  # step -> what happens before it
         self.broken: list[Trouble] = []
         self.saved: list[dict[str, Tensor]] = []
@@ -67,6 +68,7 @@ class Lines:
         return self
 
     def batch(self, step: int, rows: range) -> Points:
+        self.step = step
         if step in self.events and rows.start == 0:
             self.events[step]()
         x = normal((self.recipe.run.batch, 4), seed=self.recipe.run.seed, step=step)[rows.start : rows.stop]
@@ -80,10 +82,10 @@ class Lines:
         """Points of a positive first coordinate count alone, so the parts of a batch weigh differently."""
         return max(1, int((batch.x[:, 0] > 0).sum()))
 
-    def loss(self, batch: Points, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Points) -> tuple[Tensor, dict[str, Tensor]]:
         errors = (self.model(batch.x) - batch.y).square().mean(1) * (batch.x[:, 0] > 0)
         error = errors.sum() / self.count(batch)
-        return error, {"root": math.sqrt(error.item())}
+        return error, {"root": error.detach().sqrt()}
 
     def rank(self, figures: dict[str, float]) -> float:
         return figures["error"]
@@ -371,11 +373,11 @@ def sick(task: Lines, steps: set[int], where: str, value: float) -> Lines:
     """The task with a loss, or a gradient, of `value` at these steps."""
     healthy = task.loss
 
-    def loss(batch: Points, step: int) -> tuple[Tensor, dict[str, float]]:
-        mean, figures = healthy(batch, step)
-        if step in steps and where == "loss":
+    def loss(batch: Points) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, figures = healthy(batch)
+        if task.step in steps and where == "loss":
             mean = mean * value
-        elif step in steps:
+        elif task.step in steps:
             mean.register_hook(lambda gradient: gradient * value)
         return mean, figures
 

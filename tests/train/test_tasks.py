@@ -317,7 +317,7 @@ def test_a_recipe_chooses_the_autoencoder_of_stable_diffusion(recipe: Read) -> N
     assert isinstance(task, AutoencoderTask)
     config = task.model.config
     assert (config.downsampling, config.middle, config.has_latent_convs) == (8, "attention", True)
-    task.loss(task.source.batch(0, range(2)), 0)[0].backward()  # type: ignore[no-untyped-call]
+    task.loss(task.source.batch(0, range(2)))[0].backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None for parameter in task.model.parameters())
     planned = outline_of(asked)
     assert planned.loss(planned.make(), planned.batch(2)).ndim == 0

@@ -39,7 +39,7 @@ def router_z_loss(routings: Sequence[Routing], is_counted: Tensor) -> Tensor:
     return torch.stack(squares).mean() / counted.sum().clamp(min=1)
 
 
-def router_losses(layers: Sequence[Experts], is_counted: Tensor) -> tuple[Tensor, dict[str, float]]:
+def router_losses(layers: Sequence[Experts], is_counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """What the last call of these layers adds to a loss that is a mean over the tokens that count, and its terms.
 
     The routings are taken, and the tokens that count are added to each layer's `load`.
@@ -54,7 +54,8 @@ def router_losses(layers: Sequence[Experts], is_counted: Tensor) -> tuple[Tensor
     """
     config = layers[0].config
     routings = [layer.routing for layer in layers if layer.routing is not None]
-    total, figures = torch.zeros((), device=is_counted.device), {}
+    total = torch.zeros((), device=is_counted.device)
+    figures: dict[str, Tensor] = {}
     for layer, routing in zip(layers, routings, strict=True):
         layer.routing = None
         with torch.no_grad():
@@ -62,11 +63,11 @@ def router_losses(layers: Sequence[Experts], is_counted: Tensor) -> tuple[Tensor
     if config.balance in ("loss", "pooled"):
         balance = balancing_loss(routings, is_counted, is_pooled=config.balance == "pooled")
         total = total + config.balance_weight * balance
-        figures["balance_loss"] = float(balance.detach())
+        figures["balance_loss"] = balance.detach()
     if config.z_loss_weight:
         z_loss = router_z_loss(routings, is_counted)
         total = total + config.z_loss_weight * z_loss
-        figures["router_z_loss"] = float(z_loss.detach())
+        figures["router_z_loss"] = z_loss.detach()
     return total, figures
 
 

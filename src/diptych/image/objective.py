@@ -17,7 +17,7 @@ from diptych.image.prediction import Prediction
 
 def autoencoder_loss(
     model: Autoencoder, pictures: Tensor, noise: Tensor, *, edge_weight: float, kl_weight: float
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Absolute error of the pixels and of their differences (edges), plus the KL to a standard normal.
 
     Args:
@@ -34,7 +34,7 @@ def autoencoder_loss(
     divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
     loss = pixels + edge_weight * edges + kl_weight * divergence
     psnr = 10 * torch.log10(4 / error.square().mean())
-    return loss, {"pixels": pixels.item(), "kl": divergence.item(), "psnr": psnr.item()}
+    return loss, {"pixels": pixels.detach(), "kl": divergence.detach(), "psnr": psnr.detach()}
 
 
 LARGEST_WEIGHT = 400.0  # of an error of the noise: where there is hardly any signal it would grow without bound

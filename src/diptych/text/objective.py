@@ -43,7 +43,7 @@ def count_targets(batch: TokenBatch) -> int:
     return int((batch.targets != IGNORED).sum())
 
 
-def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
+def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean of -log p(target) over real targets, in nats, float32.
 
     A batch split in parts keeps its gradient when each part's loss is weighted by its `count_targets` over the sum.
@@ -59,7 +59,7 @@ def next_token_loss(decoder: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor
     is_real = batch.targets != IGNORED
     count = is_real.sum()
     loss = total / count.clamp(min=1)
-    figures = {"loss": float(loss.detach()), "tokens": float(count)}
+    figures = {"loss": loss.detach(), "tokens": count}
     if decoder.training and (layers := experts_of(decoder)):
         added, more = router_losses(layers, is_real.flatten())
         loss, figures = loss + added, figures | more

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from diptych.core.experts import active_parameters
 from diptych.train.averages import LENGTHS
 from diptych.train.meter import flops_of
-from diptych.train.optimizers import clip_gradients, make_optimizers
+from diptych.train.optimizers import gradient_square, make_optimizers, move
 from diptych.train.outline import Outline
 from diptych.train.ranks import ALONE, blocks_of
 from diptych.train.recipe import OptimizerSettings
@@ -193,9 +193,8 @@ def footprint(
         kept["gradients"] = sum(_bytes(p.grad) for p in model.parameters() if p.grad is not None)
         ledger.begin("update")
         ledger.measure()
-        clip_gradients(model, optimizer.clip, ALONE)
-        for one in optimizers:
-            one.step()
+        gradient_square(model, ALONE)
+        move(model, optimizers, optimizer.learning_rate, 0.5 if optimizer.clip else 1.0)
         model.zero_grad(set_to_none=True)
         optimizing, update = tuple(ledger.work), ledger.peak
         del batches, batch

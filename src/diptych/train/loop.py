@@ -147,6 +147,7 @@ def train(
         recipe.optimizer.clip,
         settings.seed,
         None if settings.compile else meter,
+        records=settings.graphs and not settings.recompute,
     )
     rows = settings.batch // ranks.readers
     size = rows // settings.accumulate

@@ -89,9 +89,11 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalise(stacked.flatten(0, -3), self.dtype).view(stacked.shape)
                 size = 0.2 * math.sqrt(max(shape[-2:]))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.mul_(1 - rate * group["weight_decay"]).add_(
-                        _laid_as(update, parameter), alpha=-rate * size
-                    )
+                    parameter.mul_(1 - rate * group["weight_decay"])
+                    if isinstance(rate, Tensor):  # on the device, in a step that is recorded
+                        parameter.sub_(_laid_as(update, parameter) * (rate * size))
+                    else:
+                        parameter.add_(_laid_as(update, parameter), alpha=-rate * size)
 
 
 def _laid_as(update: Tensor, parameter: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Optimizers: which weights move how, and their state as named tensors that a checkpoint keeps."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -74,24 +73,45 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def clip_gradients(model: nn.Module, most: float, ranks: Ranks) -> float:
-    """Scale all gradients down to a norm of `most` where it is larger (0 never does).
-
-    Returns:
-        The norm before, over all processes.
-    """
+def gradient_square(model: nn.Module, ranks: Ranks) -> Tensor:
+    """The square of the norm of all gradients, as far as this process holds them: (), float64; summed over processes
+    it is that of the whole."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    square = 0.0
+    squares: list[Tensor] = []
     for alike in _by_mesh(gradients):
         local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in alike]
-        norms = torch.stack(torch._foreach_norm(local)).double()
-        holders = torch.tensor([ranks.holders(gradient) for gradient in alike], device=norms.device)
-        square += float((norms.square() / holders).sum())
-    (square,) = ranks.sums(square)
-    total = math.sqrt(square) if math.isfinite(square) else square
-    if most and math.isfinite(total):
-        scale = most / (total + 1e-6)
-        if scale < 1:
-            for alike in _by_mesh(gradients):
-                torch._foreach_mul_(alike, scale)
-    return total
+        norms = torch.stack(torch._foreach_norm(local)).double().square()
+        holders = [ranks.holders(gradient) for gradient in alike]
+        if any(held != 1 for held in holders):
+            norms = norms / torch.tensor(holders, device=norms.device)
+        squares.append(norms.sum())
+    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+
+
+def clipping(norm: float, most: float) -> float:
+    """What gradients of that norm are multiplied by so that it is at most `most`; 0 clips nothing."""
+    return min(1.0, most / (norm + 1e-6)) if most else 1.0
+
+
+@torch.no_grad()
+def move(
+    model: nn.Module, optimizers: Iterable[Optimizer], learning_rate: float | Tensor, scale: float | Tensor
+) -> None:
+    """One step of all optimizers with the gradients times `scale`."""
+    if isinstance(scale, Tensor) or scale < 1:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        for alike in _by_mesh(gradients):
+            torch._foreach_mul_(alike, scale)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+
+
+def record_updates(optimizers: Iterable[Optimizer], learning_rate: Tensor) -> None:
+    """Have the optimizers take their learning rate from a tensor on the device, and wait for nothing there, so that
+    their steps can be recorded (`core.graphs`)."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+            group["capturable"] = True

@@ -117,18 +117,22 @@ def measure(request: Request) -> Probe:
         """The outline, as far as the stepper wants a task."""
 
         model: nn.Module = outline.make().to(device)
+        for network in outline.networks(model):  # an adapter's is not a part of it
+            network.to(device)
 
         def count(self, batch: Any) -> int:
             return len(batch[0])
 
-        def loss(self, batch: Any, step: int) -> Any:
+        def loss(self, batch: Any) -> Any:
             return outline.loss(self.model, batch), {}
 
     task: Any = Steps()
     prepare(outline.networks(task.model), recompute=recipe.run.recompute, compile=recipe.run.compile, blocks=blocks_of)
     optimizers = make_optimizers(task.model, recipe.optimizer, compute)
     state = State(task.model, optimizers, recipe.run.average, with_snapshots=recipe.run.snapshot_every > 0)
-    stepper = Stepper(task, optimizers, ALONE, device, compute, recipe.optimizer.clip, recipe.run.seed)
+    records = recipe.run.graphs and not recipe.run.recompute
+    clip, seed = recipe.optimizer.clip, recipe.run.seed
+    stepper = Stepper(task, optimizers, ALONE, device, compute, clip, seed, records=records)
     task.model.train()
 
     updates, levels = [0.0], list[int]()

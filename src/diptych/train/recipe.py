@@ -47,6 +47,7 @@ class RunSettings:
             checkpointing: Chen et al. 2016).
         tensorboard: whether figures and samples are also written for TensorBoard; needs `diptych[train]`.
         compile: blocks are compiled (`torch.compile`).
+        graphs: on a CUDA device, in one process, the operations of a step are launched as one (see `core.graphs`).
         init_from: a bundled model or a finished checkpoint directory whose weights (and tokenizer) the run starts
             from; "" starts from random weights.
     """
@@ -68,6 +69,7 @@ class RunSettings:
     workers: int = 1
     recompute: bool = False
     compile: bool = False
+    graphs: bool = True
     tensorboard: bool = False
     init_from: str = ""
 

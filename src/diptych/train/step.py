@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from diptych.core.balance import settle
 from diptych.core.blocked import leave_uncompiled
 from diptych.core.experts import experts_of
+from diptych.core.graphs import Graphs
 from diptych.train.meter import Meter
-from diptych.train.optimizers import clip_gradients
+from diptych.train.optimizers import clipping, gradient_square, move, record_updates
 from diptych.train.ranks import Ranks
 from diptych.train.refusal import first_not_finite
 from diptych.train.tasks import Task
@@ -44,7 +45,14 @@ class Done(NamedTuple):
 
 @dataclass
 class Stepper:
-    """Args: `compute` is the dtype of the task's loss under autocast, or the weights' own for float32 and float64."""
+    """On a CUDA device a step is launched as graphs (`core.graphs`), one for each shape of a part and one for what
+    follows: there the gradients stay where they are from step to step.
+
+    Args:
+        compute: the dtype of the task's loss under autocast, or the weights' own for float32 and float64.
+        records: whether steps may be recorded. Those of several processes are not, nor is what reads on the host what
+            the device has found: experts, and blocks whose randomness is brought back for recomputation.
+    """
 
     task: Task
     optimizers: Sequence[Optimizer]
@@ -54,6 +62,17 @@ class Stepper:
     clip: float
     seed: int
     meter: Meter | None = None
+    records: bool = False
+
+    def __post_init__(self) -> None:
+        model = self.task.model
+        self._graphs = Graphs(self.device, is_on=self.records and self.ranks.mesh is None and not experts_of(model))
+        self._is_recorded = self._graphs.is_on
+        self._rate, self._scale = (torch.zeros((), device=self.device) for _ in range(2))
+        if self._is_recorded:
+            record_updates(self.optimizers, self._rate)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
     def __call__(self, parts: Sequence[Any], step: int, learning_rate: float) -> Done:
         """Move the weights by one step.
@@ -63,45 +82,78 @@ class Stepper:
         """
         started = time.perf_counter()
         model = self.task.model
-        parts = [self._moved(part) for part in parts]
         counts = [self.task.count(part) for part in parts]
         (total,) = self.ranks.total(sum(counts))
-        loss = 0.0
-        figures: dict[str, float] = {}
+        means: list[Tensor] = []
+        figures: dict[str, Tensor] = {}
+        parts = [self._moved(part) for part in parts]
         with self.meter.counting() if self.meter else nullcontext():
             for index, (part, count) in enumerate(zip(parts, counts, strict=True)):
-                mean, figures = self._loss(part, step, index)
-                loss += mean.item() * count / total
                 # FSDP takes the mean of the processes' gradients, and the sum is wanted.
-                (mean * (count / total * self.ranks.readers)).backward()
-        (loss,) = self.ranks.total(loss)
-        norm = clip_gradients(model, self.clip, self.ranks)
+                mean, figures = self._part(part, step, index, count / total * self.ranks.readers)
+                means.append(mean.clone())
+        square = self._graphs.call("square", partial(gradient_square, model, self.ranks))
+        *told, square_here = _numbers([*means, *figures.values(), square])  # the one wait for the device
+        losses, named = told[: len(parts)], dict(zip(figures, told[len(parts) :], strict=True))
+        (loss,) = self.ranks.total(sum(mean * count / total for mean, count in zip(losses, counts, strict=True)))
+        (squares,) = self.ranks.sums(square_here)
+        norm = math.sqrt(squares) if math.isfinite(squares) else squares
         refused = ""
         if math.isfinite(loss) and math.isfinite(norm):
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate
-                optimizer.step()
+            self._move(learning_rate, clipping(norm, self.clip))
         else:
-            model.zero_grad(set_to_none=True)
+            self._zero()
             refused = self._name(parts, step)
-        figures |= settle(experts_of(model), self.ranks.total, is_refused=bool(refused))
-        model.zero_grad(set_to_none=True)
-        return Done(loss, int(total), norm, figures, refused, time.perf_counter() - started)
+            self._zero()
+        named |= settle(experts_of(model), self.ranks.total, is_refused=bool(refused))
+        return Done(loss, int(total), norm, named, refused, time.perf_counter() - started)
 
-    def _loss(self, part: Any, step: int, index: int) -> tuple[Tensor, dict[str, float]]:
-        # Dropout is a function of the step, of the process and of the part.
+    def _part(self, part: Any, step: int, index: int, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a part and the task's figures; its gradient times `weight` is added to the parameters'."""
+        self._seed(step, index)
+        if not self._is_recorded:
+            return self._backward(type(part), weight, *part)
+        factor = torch.full((), weight, device=self.device)
+        return self._graphs.call(type(part).__name__, partial(self._backward, type(part)), factor, *part)
+
+    def _backward(self, kind: Any, weight: float | Tensor, *tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, figures = self._loss(kind(*tensors))
+        (loss * weight).backward()
+        return loss.detach(), figures
+
+    def _move(self, learning_rate: float, scale: float) -> None:
+        if not self._is_recorded:
+            self._update(learning_rate, scale)
+            return
+        self._rate.fill_(learning_rate)
+        self._scale.fill_(scale)
+        self._graphs.call("update", partial(self._update, self._rate, self._scale))
+
+    def _update(self, learning_rate: float | Tensor, scale: float | Tensor) -> None:
+        move(self.task.model, self.optimizers, learning_rate, scale)
+        self._zero()
+
+    def _zero(self) -> None:
+        self.task.model.zero_grad(set_to_none=not self._is_recorded)
+
+    def _seed(self, step: int, index: int) -> None:
+        """Dropout is a function of the step, of the process and of the part."""
         torch.manual_seed(self.seed + 1_000_003 * (step + 1) + 7_919 * index + 104_729 * self.ranks.reader)
+
+    def _loss(self, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
         is_lower = self.compute in (torch.bfloat16, torch.float16)
         with torch.autocast(self.device.type, self.compute if is_lower else torch.bfloat16, enabled=is_lower):
-            return self.task.loss(part, step)
+            return self.task.loss(part)
 
     def _mean(self, part: Any, step: int, index: int) -> Tensor:
-        return self._loss(part, step, index)[0]
+        self._seed(step, index)
+        return self._loss(part)[0]
 
     def _moved(self, part: Any) -> Any:
         """A batch on the device; in a float64 run its numbers are float64, too."""
         wide = torch.float64 if self.compute == torch.float64 else None
+        if self.device.type == "cuda":  # from pages that stay in memory, so that nobody waits for the copy
+            part = type(part)(*(t if t.is_cuda else t.pin_memory() for t in part))
         return type(part)(
             *(t.to(self.device, wide if t.is_floating_point() else None, non_blocking=True) for t in part)
         )
@@ -111,6 +163,12 @@ class Stepper:
             if name := first_not_finite(self.task.model, partial(self._mean, part, step, index)):
                 return name
         return "a tensor of another process" if self.ranks.mesh is not None else "a tensor that is finite now"
+
+
+def _numbers(values: Sequence[Tensor]) -> list[float]:
+    """Tensors of one number, all of them brought to the host at once."""
+    found: list[float] = torch.stack([value.detach().double() for value in values]).tolist()
+    return found
 
 
 def prepare(networks: Sequence[nn.Module], *, recompute: bool, compile: bool, blocks: Callable[..., Any]) -> None:

@@ -51,8 +51,12 @@ class Task(Protocol):
         """Units in a batch: what its loss is the mean over."""
         ...
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise, a mean over the batch's units, and named figures for the log."""
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, a mean over the batch's units, and named figures for the log, detached scalars.
+
+        Both follow from the batch, the weights and torch's own random numbers: on a GPU the operations are recorded
+        once and replayed, so that what Python does beside them is not done again.
+        """
         ...
 
     def validate(self) -> dict[str, float]:

@@ -149,7 +149,7 @@ class AutoencoderTask:
     def count(self, batch: NoisedPictures) -> int:
         return len(batch.pictures)
 
-    def loss(self, batch: NoisedPictures, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: NoisedPictures) -> tuple[Tensor, dict[str, Tensor]]:
         weights = self.settings
         return autoencoder_loss(self.model, *batch, edge_weight=weights.edge_weight, kl_weight=weights.kl_weight)
 

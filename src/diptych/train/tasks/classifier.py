@@ -180,12 +180,12 @@ class ClassifierTask:
     def count(self, batch: LabelledBatch) -> int:
         return len(batch.pictures)
 
-    def loss(self, batch: LabelledBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.model(batch.pictures)
         truth = dict(zip(ATTRIBUTES, batch.truth.unbind(1), strict=True))
         losses = {name: F.cross_entropy(logits[name], truth[name]) for name in truth}
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        return total, {name: loss.item() for name, loss in losses.items()}
+        return total, {name: loss.detach() for name, loss in losses.items()}
 
     def validate(self) -> dict[str, float]:
         """Share of held-out scenes read right, by attribute; `worn_soft` is `worn` off pictures blurred by 1 pixel."""

@@ -134,13 +134,13 @@ class ContrastiveTask:
     def count(self, batch: PairBatch) -> int:
         return len(batch.pictures)
 
-    def loss(self, batch: PairBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.model
         model.hold_scale()
         seen, read = model.see(batch.pictures), model.read(batch.tokens, batch.mask)
         positives = equal_captions(batch.tokens)
         loss = contrastive_loss(seen, read, model.log_scale, model.bias, positives, loss=model.config.loss)
-        return loss, {"scale": model.log_scale.exp().item()}
+        return loss, {"scale": model.log_scale.detach().exp()}
 
     def validate(self) -> dict[str, float]:
         """Retrieval among held-out scenes and zero-shot classification of them, shares of 1, in float32."""

@@ -270,7 +270,7 @@ class DiffusionTask:
     def count(self, batch: DiffusionBatch) -> int:
         return len(batch.latents)
 
-    def loss(self, batch: DiffusionBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: DiffusionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         context = batch.words if self.data.text_encoder else self.encoder(batch.words, batch.mask)
         denoiser = self.painter.denoiser
         loss, each = denoising_objective(
@@ -286,7 +286,7 @@ class DiffusionTask:
         half = len(each) // 2
         if not half:
             return loss, {}
-        return loss, {"loss_low_noise": each[:half].mean().item(), "loss_high_noise": each[half:].mean().item()}
+        return loss, {"loss_low_noise": each[:half].mean(), "loss_high_noise": each[half:].mean()}
 
     def validate(self) -> dict[str, float]:
         """Loss by noise level on pictures that training never sees, in float32, with fixed noise and times."""

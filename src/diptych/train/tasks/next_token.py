@@ -176,7 +176,7 @@ class NextTokenTask:
     def count(self, batch: Batch) -> int:
         return count_targets(batch)
 
-    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, figures = next_token_loss(self.decoder, batch)
         return loss, {name: figure for name, figure in figures.items() if name not in ("loss", "tokens")}
 

@@ -1,0 +1,110 @@
+"""CUDA graphs: on a GPU, what is computed again with the same shapes is launched as one.
+
+A small model's step is hundreds of kernels of a few microseconds each, and launching them from Python takes several
+times as long as running them. A graph keeps the launches, with the addresses that they were made with (Gray 2019,
+"Getting Started with CUDA Graphs"): the inputs are copied to where it reads them, and the whole is launched at once. On
+other devices each call is the function itself.
+"""
+
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+DIRECT = 2  # calls of a kind that are made directly: libraries and compilers set themselves up in the first
+MOST = 32  # graphs that are kept, those used last
+
+
+class Graphs:
+    """Calls functions; on a CUDA device a function that was called with such inputs before is recorded, then replayed.
+
+    A recorded function does what it did when it was recorded, whatever Python would do now: it may depend on its
+    inputs, on tensors that stay where they are, and on the device's random numbers, which follow `torch.manual_seed`
+    as ever. It must not wait for the device. Where it does, it is called directly from then on, with a warning.
+
+    Args:
+        is_on: off, every call is direct.
+    """
+
+    def __init__(self, device: torch.device, *, is_on: bool = True) -> None:
+        self.is_on = is_on and device.type == "cuda"
+        self._device = device
+        self._calls: Counter[Hashable] = Counter()
+        self._graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._pool: Any = None
+
+    def call(self, name: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
+        """function(*inputs).
+
+        Args:
+            name: of the function, with all that it depends on beside the inputs' shapes.
+
+        Returns:
+            What the function gave. Tensors in it are written over by the next call of the same kind.
+        """
+        if not self.is_on:
+            return function(*inputs)
+        key = (name, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
+        if key not in self._graphs:
+            self._calls[key] += 1
+            if self._calls[key] <= DIRECT:
+                return self._beside(function, inputs)
+            try:
+                self._graphs[key] = self._record(function, inputs)
+            except RuntimeError as error:
+                self.is_on = False
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"the GPU is told each operation by itself, which is slower: {reason}", stacklevel=2)
+                return function(*inputs)
+            if len(self._graphs) > MOST:
+                self._calls.pop(self._graphs.popitem(last=False)[0])
+        self._graphs.move_to_end(key)
+        found: Result = self._graphs[key].replay(inputs)
+        return found
+
+    def _beside(self, function: Callable[..., Result], inputs: tuple[Tensor, ...]) -> Result:
+        """A direct call on a stream of its own, as torch asks for before a recording: what autograd keeps of a stream
+        must not be of the one that everything else runs on."""
+        here, beside = torch.cuda.current_stream(self._device), self._stream()
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            result = function(*inputs)
+        here.wait_stream(beside)
+        return result
+
+    def _record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> "_Recorded":
+        kept = [tensor.clone() for tensor in inputs]
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream()):
+                result = function(*kept)
+        except RuntimeError:
+            torch.cuda.set_stream(here)  # which torch leaves undone
+            raise
+        self._pool = graph.pool()
+        return _Recorded(graph, kept, result)
+
+    def _stream(self) -> torch.cuda.Stream:
+        if self._device not in _STREAMS:
+            _STREAMS[self._device] = torch.cuda.Stream(self._device)
+        return _STREAMS[self._device]
+
+
+_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+
+
+class _Recorded:
+    """A graph, the inputs that it reads and the result that it writes."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: list[Tensor], result: Any) -> None:
+        self._graph, self._inputs, self._result = graph, inputs, result
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> Any:
+        if inputs:
+            torch._foreach_copy_(self._inputs, list(inputs))
+        self._graph.replay()
+        return self._result
