@@ -113,6 +113,7 @@ def denoising_objective(
     times: Tensor,
     condition: Condition,
     *,
+    coefficients: tuple[Tensor, Tensor] | None = None,
     weighting: str = "simple",
 ) -> tuple[Tensor, Tensor]:
     """Squared error of what the network predicts, weighted by noise level (Ho et al. 2020, eq. 12, 14, for the noise).
@@ -120,13 +121,14 @@ def denoising_objective(
     Args:
         clean, noise: (B, C, H, W), float32; times: (B,), on the path.
         condition: the prompts.
+        coefficients: alpha and sigma (B,) of the times, where they are known: to find them, a GPU is waited for.
         weighting: as `weighting_named` reads it.
 
     Returns:
         The weighted mean over the batch, and of each picture (B,), detached, the unweighted squared error of the noise
         that the output implies, so that figures compare whatever is predicted. Silence about the noise comes to 1.
     """
-    alpha, sigma = path.coefficients(times)
+    alpha, sigma = coefficients or path.coefficients(times)
     level = Level(times.float(), alpha, sigma, 2 * (alpha.log() - sigma.log()))
     noisy = add_noise(clean, noise, alpha, sigma)
     predicted = output_of(network, prediction, path, noisy, level, condition)

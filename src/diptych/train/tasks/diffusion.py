@@ -28,7 +28,6 @@ from diptych.image.encoders import EncoderConfig, TextEncoder, encode_prompts, e
 from diptych.image.model import ImageModel
 from diptych.image.networks import NETWORKS, make_network
 from diptych.image.objective import denoising_objective, times_named, weighting_named
-from diptych.image.path import Path as NoisePath
 from diptych.image.path import path_named
 from diptych.image.prediction import prediction_named
 from diptych.image.prompts import OwnPrompter
@@ -134,12 +133,14 @@ READ = {"path": path_named, "prediction": prediction_named, "weighting": weighti
 
 
 class DiffusionBatch(NamedTuple):
-    """latents and noise (B, C, h, w), times (B,), words and mask (B, S). Words are tokens (B, S), int64, or where the
-    text encoder rests what it makes of them, (B, S, width) float32."""
+    """latents and noise (B, C, h, w), times and their alpha and sigma (B,), words and mask (B, S). Words are tokens
+    (B, S), int64, or where the text encoder rests what it makes of them, (B, S, width) float32."""
 
     latents: Tensor
     noise: Tensor
     times: Tensor
+    alpha: Tensor
+    sigma: Tensor
     words: Tensor
     mask: Tensor
 
@@ -163,9 +164,10 @@ class Noised:
         found = self.source.batch(step, rows)
         # One time in each of `size` equal parts: the loss of a step varies less.
         parts = (np.arange(size) + generator(seed=self.seed, step=step, stream=TIMES).random(size)) / size
-        times = times_named(self.times)(path_named(self.path), torch.from_numpy(parts))[here]
+        path = path_named(self.path)
+        times = times_named(self.times)(path, torch.from_numpy(parts))[here]
         noise = normal((size, *found.latents.shape[1:]), seed=self.seed, step=step, stream=NOISE)[here]
-        return DiffusionBatch(found.latents, noise, times, found.tokens, found.mask)
+        return DiffusionBatch(found.latents, noise, times, *path.coefficients(times), found.tokens, found.mask)
 
     def troubles(self) -> Sequence[Trouble]:
         return self.source.troubles()
@@ -281,6 +283,7 @@ class DiffusionTask:
             batch.noise,
             batch.times,
             Condition(context, batch.mask),
+            coefficients=(batch.alpha, batch.sigma),
             weighting=self.settings.weighting,
         )
         half = len(each) // 2
@@ -387,14 +390,6 @@ def filled_in(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-class _Middling(NoisePath):
-    """A path on which every noise level is the middle one: a plan knows shapes and no numbers."""
-
-    def coefficients(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        half = torch.full_like(times, 0.5**0.5, dtype=torch.float32)
-        return half, half
-
-
 def outline(recipe: Recipe) -> Outline:
     """Where the autoencoder is not trained yet, one of the usual sizes is assumed."""
     data, settings = recipe.section("data", Data), recipe.section("model", Model)
@@ -406,8 +401,7 @@ def outline(recipe: Recipe) -> Outline:
     encoder, network = _network_sizes(recipe, {"channels": latent.latent_channels})
     shape = (network.channels, data.size // latent.downsampling, data.size // latent.downsampling)
     is_frozen = bool(data.text_encoder)
-    path = _Middling("middling", "preserving", np.log, np.exp)
-    prediction = prediction_named(settings.prediction)
+    path, prediction = path_named(settings.path), prediction_named(settings.prediction)
 
     def batch(rows: int) -> DiffusionBatch:
         words = torch.zeros(rows, encoder.length, dtype=torch.int64)
@@ -415,12 +409,17 @@ def outline(recipe: Recipe) -> Outline:
         if is_frozen:
             words = torch.zeros(rows, encoder.length, encoder.width)
         latents, times = torch.randn(rows, *shape), torch.full((rows,), 0.5, dtype=torch.float64)
-        return DiffusionBatch(latents, torch.randn_like(latents), times, words, mask)
+        half = torch.full((rows,), 0.5**0.5)  # a plan knows shapes and no numbers
+        return DiffusionBatch(latents, torch.randn_like(latents), times, half, half, words, mask)
 
     def loss(model: nn.ModuleDict, batch: DiffusionBatch) -> Tensor:
         context = batch.words if is_frozen else model["encoder"](batch.words, batch.mask)
         noisy = (batch.latents, batch.noise, batch.times, Condition(context, batch.mask))
-        return denoising_objective(model[kind], prediction, path, *noisy, weighting=settings.weighting)[0]
+        known = (batch.alpha, batch.sigma)
+        objective = denoising_objective(
+            model[kind], prediction, path, *noisy, coefficients=known, weighting=settings.weighting
+        )
+        return objective[0]
 
     def paint(model: nn.ModuleDict) -> None:
         """A step of the pictures that a run shows, each with its prompt and without."""
