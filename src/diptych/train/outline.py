@@ -45,7 +45,7 @@ class Outline:
         batch: a batch of so many rows, of the right shapes and dtypes.
         loss: (model, batch) -> the scalar to minimise.
         unit, units: what is counted, and how many a row holds.
-        validation, sampling: one of them; of the first its operations are counted, too.
+        validation, sampling: one of them, on the device of the model; of the first its operations are counted, too.
         ending: what is done when the model is finished, beside writing it.
         source: (folder, rows) -> batches of so many rows of data made up there, where reading takes more than copying.
         beside: bytes on the device that are there and not trained.
@@ -70,6 +70,12 @@ class Outline:
     tensor: int = 1
     stream: int = 0
     remarks: tuple[str, ...] = ()
+
+
+def beside(model: nn.Module, made: Any) -> Any:
+    """A tensor, or a batch of them, on the device of the model's weights."""
+    device = next(model.parameters()).device
+    return made.to(device) if isinstance(made, Tensor) else type(made)(*(tensor.to(device) for tensor in made))
 
 
 def has_outline(recipe: Recipe) -> bool:

@@ -41,7 +41,7 @@ class Ranks:
             return cls(settings)
         if not dist.is_initialized():
             if device.type == "cuda":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+                torch.cuda.set_device(_gpu_of_this_process())
             # torchrun keeps one store over its restarts; without a name of their own, processes that are started again
             # would look for those that are gone.
             store, rank, _ = next(rendezvous("env://"))
@@ -127,6 +127,17 @@ class Ranks:
     def any(self, here: bool) -> bool:
         """Whether it is so in any process."""
         return self.sums(float(here))[0] > 0
+
+
+def _gpu_of_this_process() -> int:
+    """Raises: ValueError where torchrun has started more processes than the machine has GPUs."""
+    mine, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if mine >= there:
+        raise ValueError(
+            f"torchrun started more processes here than there are GPUs ({there}): --nproc-per-node must be at most "
+            f"{there}, or CUDA_VISIBLE_DEVICES= set to nothing, which trains on the CPU"
+        )
+    return mine
 
 
 ALONE = Ranks(ParallelSettings(shard=1))

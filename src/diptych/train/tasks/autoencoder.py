@@ -25,7 +25,7 @@ from diptych.image.objective import autoencoder_loss
 from diptych.image.photo import to_picture
 from diptych.image.validation import AT_ONCE, fidelity
 from diptych.train.card import About, earlier_stages
-from diptych.train.outline import NOTHING, Chore, Outline, channels_last
+from diptych.train.outline import NOTHING, Chore, Outline, beside, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -256,7 +256,7 @@ def outline(recipe: Recipe) -> Outline:
         return torch.zeros(AT_ONCE, 3, data.size, data.size, dtype=torch.uint8).float() / 127.5 - 1
 
     def validate(model: Autoencoder) -> None:
-        part = some()
+        part = beside(model, some())
         rebuilt = model.decoder(model.moments(part)[0]).float().clamp(-1, 1)
         peak_signal_to_noise(rebuilt, part)
         structural_similarity(rebuilt, part)
@@ -268,6 +268,8 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=AutoencoderTask.unit,
         validation=Chore(validate, pieces=data.held_out / AT_ONCE),
-        ending=Chore(lambda model: model.moments(some()), MEASURED / AT_ONCE) if settings.trains_encoder else NOTHING,
+        ending=Chore(lambda model: model.moments(beside(model, some())), MEASURED / AT_ONCE)
+        if settings.trains_encoder
+        else NOTHING,
         data=data.held_out * 3 * data.size**2,
     )

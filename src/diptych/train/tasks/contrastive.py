@@ -23,7 +23,7 @@ from diptych.image.matching import measure_matching
 from diptych.image.pairing import Pairing, PairingConfig, PairingModel
 from diptych.image.photo import to_picture
 from diptych.train.card import About
-from diptych.train.outline import Chore, Outline, channels_last
+from diptych.train.outline import Chore, Outline, beside, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.start import Start
 
@@ -215,9 +215,9 @@ def outline(recipe: Recipe) -> Outline:
     def validate(model: Pairing) -> None:
         kept = torch.zeros(data.held_out, 3, data.size, data.size, dtype=torch.uint8)
         for part in kept.split(AT_ONCE):
-            model.see(part.float() / 127.5 - 1)
+            model.see(beside(model, part).float() / 127.5 - 1)
         for captions in (data.held_out, *asked):
-            tokens = torch.zeros(captions, config.length, dtype=torch.int64)
+            tokens = beside(model, torch.zeros(captions, config.length, dtype=torch.int64))
             model.read(tokens, torch.ones_like(tokens).bool())
 
     def source(folder: Path, rows: int) -> ScenePairs:

@@ -34,7 +34,7 @@ from diptych.image.prompts import OwnPrompter
 from diptych.image.runner import ImageRequest, ImageRunner
 from diptych.image.validation import denoising_loss, latents_of, predictions_each
 from diptych.train.card import About, earlier_stages
-from diptych.train.outline import Chore, Outline, channels_last
+from diptych.train.outline import Chore, Outline, beside, channels_last
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_pictures
 from diptych.train.start import Start
@@ -425,7 +425,7 @@ def outline(recipe: Recipe) -> Outline:
         """A step of the pictures that a run shows, each with its prompt and without."""
         device, compute = choose()
         with torch.autocast(device.type, compute, enabled=compute != torch.float32):
-            loss(model, batch(2 * SHOWN))
+            loss(model, beside(model, batch(2 * SHOWN)))
 
     with torch.device("meta"):
         frozen = sum(tensor.numel() * 4 for tensor in Autoencoder(latent).state_dict().values())
@@ -442,7 +442,8 @@ def outline(recipe: Recipe) -> Outline:
         loss=loss,
         unit=DiffusionTask.unit,
         validation=Chore(
-            lambda model: loss(model, batch(32)), pieces=data.held_out * predictions_each(data.held_out) / 32
+            lambda model: loss(model, beside(model, batch(32))),
+            pieces=data.held_out * predictions_each(data.held_out) / 32,
         ),
         sampling=Chore(paint, pieces=ImageRequest.steps),
         data=data.held_out * 3 * data.size**2,

@@ -28,7 +28,7 @@ from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
 from diptych.text.objective import TOGETHER, bits_per_byte, count_targets, next_token_loss
 from diptych.train.card import About, earlier_stages
-from diptych.train.outline import Chore, Outline
+from diptych.train.outline import Chore, Outline, beside
 from diptych.train.recipe import Recipe
 from diptych.train.samples import save_texts
 from diptych.train.start import Start
@@ -323,6 +323,10 @@ def outline(recipe: Recipe) -> Outline:
         remarks = (f"a validation reads {documents} documents of about {WINDOWS} contexts",)
     longest = max(contexts, default=1.0) if data.split == "documents" else TOGETHER
     rows = max(1, min(int(longest), TOGETHER // sizes.context))
+
+    def validate(model: Any) -> None:
+        F.log_softmax(decoder(model)(beside(decoder(model), batch(rows).tokens)), dim=-1)
+
     return Outline(
         make=make,
         networks=lambda model: [decoder(model)],
@@ -330,9 +334,7 @@ def outline(recipe: Recipe) -> Outline:
         loss=lambda model, batch: next_token_loss(decoder(model), batch)[0],
         unit=NextTokenTask.unit,
         units=sizes.context,
-        validation=Chore(
-            lambda model: F.log_softmax(decoder(model)(batch(rows).tokens), dim=-1), pieces=sum(contexts) / rows
-        ),
+        validation=Chore(validate, pieces=sum(contexts) / rows),
         sampling=Chore(
             lambda model: _page("", decoder(model), _stand_in(sizes.vocab_size), PROMPTS[0]), pieces=len(PROMPTS)
         ),
