@@ -245,7 +245,7 @@ def test_a_row_has_no_tensor_but_the_decoders_own() -> None:
     assert furthest(after, read_on(in_torch(decoder), [5], [6])) < 2e-5
     down.weight = torch.nn.Parameter(down.weight * 2, requires_grad=False)
     assert reader._few_tokens is not None
-    assert not reader._few_tokens.is_current()
+    assert not reader._few_tokens.takes([1])
     assert furthest(read_on(reader, [5], [6]), before) < 2e-5
 
 
@@ -307,7 +307,7 @@ def test_quill_writes_the_same_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path:
     traces = []
     for is_compiled in (True, False):
         if not is_compiled:
-            monkeypatch.setattr("diptych.text.reader.suits", lambda *_: False)
+            monkeypatch.setattr("diptych.text.few_tokens.suits", lambda *_: False)
         quill = open_model("quill", device="cpu", dtype="float32")
         result = quill.generate("Once upon a time", temperature=0, max_tokens=150).result()
         path = tmp_path / f"{is_compiled}.trace"

@@ -36,7 +36,11 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, softcap: float = 0
     batch, heads, count, width = q.shape
     shared = batch * k.shape[1]
     queries, keys, values = q.reshape(shared, -1, width), k.flatten(0, 1), v.flatten(0, 1)
-    if keys.numel() <= SMALL and keys.itemsize < 4:
+    if keys.is_cuda and not softcap:  # the scores leave the matrix units in float32, and the bias needs no copy
+        scores = torch.bmm(queries, keys.mT, out_dtype=torch.float32).view(batch, heads, count, -1)
+        odds = torch.softmax(torch.add(bias, scores, alpha=1 / math.sqrt(width)), dim=-1).to(v.dtype)
+        return torch.bmm(odds.view(shared, -1, k.shape[2]), values).view(batch, heads, count, width)
+    if keys.device.type == "cpu" and keys.numel() <= SMALL and keys.itemsize < 4:
         queries, keys, values, bias = queries.float(), keys.float(), values.float(), bias.float()
     bias = bias.expand(batch, heads, count, k.shape[2]).reshape(shared, -1, k.shape[2])
     if torch.compiler.is_compiling():  # which cannot see what oneDNN is told, and need not

@@ -28,10 +28,12 @@ class Graphs:
 
     Args:
         is_on: off, every call is direct.
+        direct: how many calls of a kind are made directly before one is recorded.
     """
 
-    def __init__(self, device: torch.device, *, is_on: bool = True) -> None:
+    def __init__(self, device: torch.device, *, is_on: bool = True, direct: int = DIRECT) -> None:
         self.is_on = is_on and device.type == "cuda"
+        self._direct = direct
         self._device = device
         self._calls: Counter[Hashable] = Counter()
         self._graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()
@@ -51,7 +53,7 @@ class Graphs:
         key = (name, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
         if key not in self._graphs:
             self._calls[key] += 1
-            if self._calls[key] <= DIRECT:
+            if self._calls[key] <= self._direct:
                 return self._beside(function, inputs)
             try:
                 self._graphs[key] = self._record(function, inputs)

@@ -7,7 +7,6 @@ logits within rounding.
 """
 
 from collections.abc import Sequence
-from operator import is_
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from diptych.core.machine_code import is_here
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import rotary
 from diptych.core.quantised import Int4Linear, Int8Linear, QuantisedEmbedding
+from diptych.core.unchanged import Unchanged
 from diptych.text.cache import KeyValueCache
 from diptych.text.decoder import Block, Decoder
 
@@ -65,11 +65,7 @@ class FewTokens:
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
         self._decoder, self._cache, config = decoder, cache, decoder.config
-        modules = list(decoder.modules())
-        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-        named = [(holder, name, tensor) for holder in holders for name, tensor in holder.items()]
-        self._holders, self._names, self._tensors = zip(*named, strict=True)
-        self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        modules, self._unchanged = list(decoder.modules()), Unchanged(decoder)
         self._dtype = next(decoder.norm.parameters()).dtype
         self._layers = np.array([_layer(module) for module in modules if isinstance(module, Block)], np.int64)
         self._slots, self._length = 0, 0
@@ -118,15 +114,9 @@ class FewTokens:
         ):
             self._plans[:, column] = first + 4 * (begin + size * np.arange(rows))
 
-    def is_current(self) -> bool:
-        """Whether the decoder is as it was: nothing is hung beside its layers, and no weight is another tensor."""
-        return (
-            not any(self._hooks)
-            and all(
-                map(is_, map(dict.get, self._holders, self._names), self._tensors)
-            )  # once a token: no loop in Python
-            and not torch.is_autocast_enabled("cpu")
-        )
+    def takes(self, counts: Sequence[int]) -> bool:
+        """Whether texts that go on by so many tokens each are read here, with the decoder as it is now."""
+        return sum(counts) <= MOST and self._unchanged.is_so() and not torch.is_autocast_enabled("cpu")
 
     def read(self, texts: Sequence[Sequence[int]], slots: Sequence[int]) -> list[Tensor]:
         """The logits for what follows each of the next tokens of some texts: (T, V), float32, for each."""

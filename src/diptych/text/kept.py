@@ -72,14 +72,15 @@ class Kept:
         for part, values in zip(self.parts, self._packed(new), strict=True):
             part[slots, :, places] = values.to(part.dtype)
 
-    def read(self, slots: Sequence[int], rows: Tensor, reach: int) -> Tensor:
+    def read(self, slots: Sequence[int] | None, rows: Tensor, reach: int) -> Tensor:
         """The first `reach` places of some slots: (B, heads, reach, head_dim). No copy where slots follow each other
         and nothing is packed.
 
         Args:
+            slots: None where only the tensor may be asked.
             rows: the slots as a tensor.
         """
-        if slots[-1] - slots[0] == len(slots) - 1 and list(slots) == sorted(slots):
+        if slots and slots[-1] - slots[0] == len(slots) - 1 and list(slots) == sorted(slots):
             found = [part.narrow(0, slots[0], len(slots)).narrow(2, 0, reach) for part in self.parts]
         else:
             found = [part[rows, :, :reach] for part in self.parts]

@@ -18,9 +18,11 @@ from diptych.core.checks import is_whole
 from diptych.core.crew import crew
 from diptych.core.few_queries import FEW
 from diptych.core.kernels import is_ours, onednn
+from diptych.text import few_tokens, recorded
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
-from diptych.text.few_tokens import MOST, FewTokens, suits
+from diptych.text.few_tokens import FewTokens
+from diptych.text.recorded import RecordedTokens
 
 FIRST_LENGTH = 128  # tokens of a slot before the cache grows
 CHUNK = 2048  # tokens of a prompt that the network reads at a time: scores are CHUNK times the prompt, not its square
@@ -69,12 +71,16 @@ class Reader:
         )
         streaming = self.cache.streaming
         self.decoder, self.chunk = decoder, chunk if streaming is None else min(chunk, streaming.window)
-        self._few_tokens = FewTokens(decoder, self.cache) if suits(decoder, self.cache) else None
+        self._few_tokens: FewTokens | RecordedTokens | None = None
+        if few_tokens.suits(decoder, self.cache):
+            self._few_tokens = FewTokens(decoder, self.cache)
+        elif recorded.suits(decoder, self.cache):
+            self._few_tokens = RecordedTokens(decoder, self.cache)
 
     def prepare(self) -> None:
         """Compile what a few tokens at a time need, if that was never done on this machine: it takes seconds, which is
         better told before a text begins than in its middle."""
-        if self._few_tokens is not None:
+        if isinstance(self._few_tokens, FewTokens):
             crew()
 
     @torch.inference_mode()
@@ -108,15 +114,13 @@ class Reader:
             self._call([Part(part.slot, part.tokens[:count]) for part, count in zip(behind, counts, strict=True)])
             rest = {part.slot: part.tokens[count:] for part, count in zip(behind, counts, strict=True)}
             parts = [Part(part.slot, rest.get(part.slot, part.tokens), part.wanted) for part in parts]
-        if self._few_tokens and self._are_few(parts) and self._few_tokens.is_current():
+        # A prompt is always begun by torch.
+        has_begun = all(self.cache.lengths[part.slot] for part in parts)
+        if self._few_tokens and has_begun and self._few_tokens.takes([len(part.tokens) for part in parts]):
             logits = self._few_tokens.read([part.tokens for part in parts], [part.slot for part in parts])
         else:
             logits = list(self._call(parts).cpu())
         return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
-
-    def _are_few(self, parts: Sequence[Part]) -> bool:
-        """Whether some texts go on by a few tokens; a prompt is always begun by torch."""
-        return sum(len(part.tokens) for part in parts) <= MOST and all(self.cache.lengths[part.slot] for part in parts)
 
     def _call(self, parts: Sequence[Part]) -> Tensor:
         """One call of the network: logits (B, P, V) after the last P tokens of each row, P the most that one wants."""

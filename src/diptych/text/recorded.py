@@ -1,0 +1,105 @@
+"""Reading a few tokens on a GPU: the decoder as one recorded launch (`core.graphs`) for each length that is looked at.
+
+Here is decided what that is for: texts that go on by equally many tokens, over a cache that keeps all of a text. What a
+step depends on lies in tensors: which tokens come, where, and in which slots. The room that attention looks over is
+fixed in a recording; it grows in steps of `STEP`, and what lies past a text's end is masked.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diptych.core.attention import Store
+from diptych.core.experts import experts_of
+from diptych.core.few_queries import FEW
+from diptych.core.graphs import Graphs
+from diptych.core.unchanged import Unchanged
+from diptych.text.cache import STEP, KeyValueCache
+from diptych.text.decoder import Decoder
+
+
+def suits(decoder: Decoder, cache: KeyValueCache) -> bool:
+    """Whether a few tokens are read by recordings. What a router chooses is read on the host: not with experts."""
+    return (
+        cache.keys[0].device.type == "cuda"
+        and not any(decoder.config.windows)
+        and cache.keeps_all
+        and not experts_of(decoder)
+    )
+
+
+class RecordedTokens:
+    """A decoder and a cache that `suits`."""
+
+    def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+        self._decoder, self._cache, self._unchanged = decoder, cache, Unchanged(decoder)
+        self._graphs, self._kept = Graphs(cache.keys[0].device, direct=1), cache.keys[0].parts[0]
+
+    def takes(self, counts: Sequence[int]) -> bool:
+        """Whether texts that go on by so many tokens each are read here, with the decoder as it is now."""
+        return counts[0] <= FEW and len(set(counts)) == 1 and self._unchanged.is_so()
+
+    def read(self, texts: Sequence[Sequence[int]], slots: Sequence[int]) -> list[Tensor]:
+        """The logits for what follows each of the next tokens of some texts: (T, V), float32, for each, on the CPU."""
+        cache, count = self._cache, len(texts[0])
+        starts = cache.extend(slots, [count] * len(texts))
+        if self._kept is not cache.keys[0].parts[0]:  # the cache has grown: it is in other places
+            self._graphs, self._kept = Graphs(cache.keys[0].device, direct=1), cache.keys[0].parts[0]
+        reach = min(-(-(max(starts) + count) // STEP) * STEP, cache.keys[0].length)
+        prompts = [cache.prompts[slot] for slot in slots]
+        rows = [[*text, *about] for text, about in zip(texts, zip(starts, prompts, slots, strict=True), strict=True)]
+        where = torch.tensor(rows)
+        if self._kept.is_cuda:
+            where = where.pin_memory()
+        is_run = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        run = tuple(slots) if is_run else None
+
+        def step(where: Tensor) -> Tensor:
+            tokens, (starts, prompts, rows) = where[:, :count], where[:, count:].unbind(1)
+            view = Places(cache, run, rows, starts[:, None] + torch.arange(count, device=where.device), prompts, reach)
+            logits: Tensor = self._decoder(tokens, positions=view.positions, cache=view)
+            return logits
+
+        where = where.to(self._kept.device, non_blocking=True)
+        return list(self._graphs.call((run, reach), step, where).cpu())
+
+
+class Places:
+    """One step's view of the cache (`decoder.Cache`), of tensors alone.
+
+    Args:
+        run: the slots, where they follow each other; `rows` are they as a tensor, (B,).
+        positions: (B, T), of the new tokens.
+        prompts: (B,), tokens of the text that were known at once.
+        reach: places that are looked at.
+    """
+
+    key_positions = None
+
+    def __init__(
+        self,
+        cache: KeyValueCache,
+        run: tuple[int, ...] | None,
+        rows: Tensor,
+        positions: Tensor,
+        prompts: Tensor,
+        reach: int,
+    ) -> None:
+        self._cache, self._run, self._rows, self._reach = cache, run, rows, reach
+        self.positions, self.lengths = positions, (positions + 1).maximum(prompts[:, None])
+        seen = torch.arange(reach, device=positions.device) <= positions[:, :, None]
+        self.masks: Mapping[int, Tensor | None] = {0: seen[:, None]}
+        self._slots = rows[:, None].expand_as(positions).flatten()
+
+    def store(self, layer: int) -> Store:
+        """Writes new keys and values of a layer, (B, Hkv, T, D) each; gives all that may be looked at, (.., S, D)."""
+
+        def write_and_read(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            places, found = self.positions.flatten(), []
+            for kept, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
+                kept.write_at(self._slots, places, new.transpose(1, 2).flatten(0, 1))
+                found.append(kept.read(self._run, self._rows, self._reach).to(new.dtype))
+            return found[0], found[1]
+
+        return write_and_read
