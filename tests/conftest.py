@@ -30,16 +30,17 @@ class Again:
         self.is_on, self.direct = is_on, direct
         self.kept, self.calls = dict[Any, Any](), dict[Any, int]()
 
-    def call(self, name: Any, function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    def call(self, name: Any, function: Callable[..., Any], *inputs: torch.Tensor | None) -> Any:
         if not self.is_on:
             return function(*inputs)
-        key = (name, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        key = (name, *(one if one is None else (one.shape, one.dtype) for one in inputs))
         self.calls[key] = self.calls.get(key, 0) + 1
         if self.calls[key] <= self.direct:
             return function(*inputs)
-        first, kept = self.kept.setdefault(key, (function, [tensor.clone() for tensor in inputs]))
+        first, kept = self.kept.setdefault(key, (function, [one if one is None else one.clone() for one in inputs]))
         for old, new in zip(kept, inputs, strict=True):
-            old.copy_(new)
+            if old is not None:
+                old.copy_(new)
         return first(*kept)
 
 

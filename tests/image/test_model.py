@@ -1,7 +1,9 @@
 """The image model as a whole: its checkpoint, its parts, its loss by noise level."""
 
 import json
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,3 +165,20 @@ def test_noise_loss_takes_pictures_as_they_are_opened(tiny: ImageModel) -> None:
     images = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
     pixels = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])
     assert tiny.noise_loss(images, ["a cat"] * 3) == tiny.noise_loss(pixels, ["a cat"] * 3)
+
+
+@pytest.mark.parametrize("asked", [{}, {"negative_prompt": "night"}, {"guidance_scale": 1.0}])
+def test_a_recorded_network_paints_the_same(
+    tiny: ImageModel, recordings: type, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """As on a GPU; words are watched directly, by hooks, before and after."""
+    about = {"steps": 6, "seed": 3, **asked}
+    expected = tiny.generate("a cat at night", **about).result().image.tobytes()
+    again = copy(tiny)
+    again.denoiser = Denoiser(tiny.network, tiny.denoiser.prediction.word, tiny.path)
+    monkeypatch.setattr("diptych.image.denoiser.Graphs", recordings)
+    for words in (False, True, False):
+        painted = again.generate("a cat at night", words=words, **about).result()
+        assert painted.image.tobytes() == expected
+    calls = again.denoiser._graphs.calls
+    assert list(calls.values()) == [12]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+Inputs = tuple[Tensor | None, ...]
 DIRECT = 2  # calls of a kind that are made directly: libraries and compilers set themselves up in the first
 MOST = 32  # graphs that are kept, those used last
 
@@ -39,7 +40,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._pool: Any = None
 
-    def call(self, name: Hashable, function: Callable[..., Result], *inputs: Tensor) -> Result:
+    def call(self, name: Hashable, function: Callable[..., Result], *inputs: Tensor | None) -> Result:
         """function(*inputs).
 
         Args:
@@ -50,7 +51,7 @@ class Graphs:
         """
         if not self.is_on:
             return function(*inputs)
-        key = (name, *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs))
+        key = (name, *(one if one is None else (one.shape, one.stride(), one.dtype) for one in inputs))
         if key not in self._graphs:
             self._calls[key] += 1
             if self._calls[key] <= self._direct:
@@ -68,7 +69,7 @@ class Graphs:
         found: Result = self._graphs[key].replay(inputs)
         return found
 
-    def _beside(self, function: Callable[..., Result], inputs: tuple[Tensor, ...]) -> Result:
+    def _beside(self, function: Callable[..., Result], inputs: Inputs) -> Result:
         """A direct call on a stream of its own, as torch asks for before a recording: what autograd keeps of a stream
         must not be of the one that everything else runs on."""
         here, beside = torch.cuda.current_stream(self._device), self._stream()
@@ -78,8 +79,8 @@ class Graphs:
         here.wait_stream(beside)
         return result
 
-    def _record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> "_Recorded":
-        kept = [tensor.clone() for tensor in inputs]
+    def _record(self, function: Callable[..., Any], inputs: Inputs) -> "_Recorded":
+        kept = [one if one is None else one.clone() for one in inputs]
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream()):
@@ -88,7 +89,7 @@ class Graphs:
             torch.cuda.set_stream(here)  # which torch leaves undone
             raise
         self._pool = graph.pool()
-        return _Recorded(graph, kept, result)
+        return _Recorded(graph, [one for one in kept if one is not None], result)
 
     def _stream(self) -> torch.cuda.Stream:
         if self._device not in _STREAMS:
@@ -105,8 +106,8 @@ class _Recorded:
     def __init__(self, graph: torch.cuda.CUDAGraph, inputs: list[Tensor], result: Any) -> None:
         self._graph, self._inputs, self._result = graph, inputs, result
 
-    def replay(self, inputs: tuple[Tensor, ...]) -> Any:
-        if inputs:
-            torch._foreach_copy_(self._inputs, list(inputs))
+    def replay(self, inputs: Inputs) -> Any:
+        if self._inputs:
+            torch._foreach_copy_(self._inputs, [one for one in inputs if one is not None])
         self._graph.replay()
         return self._result

@@ -3,13 +3,15 @@
 D(x, node, condition) -> estimate of x_0 (and the noise it implies). Samplers, guidance and evaluation see only this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from diptych.core.graphs import Graphs
 from diptych.core.precision import at_least_float32
+from diptych.core.unchanged import Unchanged
 from diptych.image.condition import Condition
 from diptych.image.path import LARGEST_LOG_SNR, Node, Path
 from diptych.image.prediction import Prediction, prediction_named
@@ -46,6 +48,7 @@ def output_of(
     x: Tensor,
     level: Level,
     condition: Condition,
+    call: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """What a network says of noisy pictures: (B, C, H, W), at least float32.
 
@@ -53,13 +56,14 @@ def output_of(
         network: (x, time, context, mask, pooled, numbers) -> prediction, as `UNet`. Its `clock` says in which unit it
             wants the noise level; one that has none takes log_snr.
         x: noisy pictures (B, C, H, W), float32, as the path has them.
+        call: how the network is called; None is directly.
     """
     dtype = next(network.parameters()).dtype
     time = told_time(getattr(network, "clock", "log-snr"), level.log_snr, level.sigma, level.times, path.steps)
     seen = x / beside(prediction.size(level.alpha, level.sigma, path.kind))
     pooled = None if condition.pooled is None else condition.pooled.to(dtype)
     told = condition.context.to(dtype), condition.mask, pooled, condition.numbers
-    return at_least_float32(network(seen.to(dtype), time, *told))
+    return at_least_float32((call or network)(seen.to(dtype), time, *told))
 
 
 class Denoiser:
@@ -78,6 +82,7 @@ class Denoiser:
         self.network, self.path = network, path
         self.prediction = prediction_named(prediction)
         self.prediction.check(path)
+        self._graphs: Graphs | None = None
 
     def __call__(self, x: Tensor, nodes: Sequence[Node], condition: Condition) -> Tensor:
         """The estimate of the clean picture, float32.
@@ -87,8 +92,19 @@ class Denoiser:
         """
         values = [(node.time, node.alpha, node.sigma, node.log_snr) for node in nodes]
         level = Level(*torch.tensor(values, dtype=torch.float32, device=x.device).unbind(1))
-        output = output_of(self.network, self.prediction, self.path, x, level, condition)
+        output = output_of(self.network, self.prediction, self.path, x, level, condition, self._call)
         return self.prediction.denoised(x, output.float(), beside(level.alpha), beside(level.sigma))
+
+    def _call(self, *inputs: Tensor | None) -> Tensor:
+        """The network, on a GPU as one launch, where nobody watches its layers and no gradient is wanted."""
+        if self._graphs is None:
+            self._graphs, self._unchanged = Graphs(next(self.network.parameters()).device), Unchanged(self.network)
+        if not self._graphs.is_on or torch.is_grad_enabled() or not self._unchanged.is_so():
+            answer: Tensor = self.network(*inputs)
+            return answer
+        where = next(self.network.parameters()).data_ptr()  # a network that was moved is another one
+        found: Tensor = self._graphs.call(where, self.network, *inputs)
+        return found.clone()
 
 
 def beside(values: Tensor) -> Tensor:
