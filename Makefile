@@ -1,5 +1,6 @@
 # make demo   paint a picture and write a story with the bundled models, into demo/
 # make test   the whole test suite
+# make test-gpu  the tests that need a GPU; `make test` runs them last where there is one
 # make lint   ruff and mypy
 # make clean  remove everything that the others made
 #
@@ -11,7 +12,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-gpu lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready
@@ -25,6 +26,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-test
 	@$(BIN)/python -m pytest
+	@if nvidia-smi -L > /dev/null 2>&1; then DIPTYCH_TEST_GPU=1 $(BIN)/python -m pytest -m gpu; fi
+
+test-gpu: $(VENV)/ready-test
+	@DIPTYCH_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/ready-lint
 	@$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Checkpoints of both panels with tiny random networks: real in every part, made once a session, no data needed."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,19 @@ from diptych.image.prompts import OwnPrompter
 from diptych.image.unet import UNet, UNetConfig
 from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
+
+
+def pytest_configure() -> None:
+    """What is tested is what a CPU does, also where there is a GPU, unless the tests of one are asked for."""
+    if not os.environ.get("DIPTYCH_TEST_GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU is visible; `make test-gpu` shows it"))
 
 
 class Again:
@@ -62,6 +76,20 @@ def _compiled() -> None:
     """Before a test looks at standard error, where a line tells of compiling."""
     if is_here():
         compiled()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a recording was replayed."""
+    replays = [0]
+    replay = graphs._Recorded.replay
+
+    def counted(self: graphs._Recorded, inputs: graphs.Inputs) -> object:
+        replays[0] += 1
+        return replay(self, inputs)
+
+    monkeypatch.setattr(graphs._Recorded, "replay", counted)
+    return replays
 
 
 @pytest.fixture(scope="session")
