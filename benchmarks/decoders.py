@@ -43,9 +43,10 @@ def transformers(folder: str, new: int) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
     clock = Clock()
-    ids = torch.tensor([prompt(PROMPT)])
+    ids = torch.tensor([prompt(PROMPT)], device=device)
     model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, streamer=clock)
     return rate([later - sooner for sooner, later in itertools.pairwise(clock.moments[1:])])  # the prompt comes first
 

@@ -5,6 +5,7 @@ diffusers with the loop of its `train_text_to_image` example, without the encode
 of other environments, so nothing of ours is imported at the top.
 """
 
+import itertools
 import statistics
 import sys
 import time
@@ -13,7 +14,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-WARM, STEPS = 3, 20
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARM, STEPS = (20, 200) if DEVICE == "cuda" else (3, 20)
 ROWS, CONTEXT, VOCABULARY = 16, 256, 4096  # of the language models
 PICTURES, CHANNELS, SIDE, WORDS, WORD_WIDTH = 32, 8, 16, 24, 256  # of the U-Nets: brush's latents and captions
 WIDTHS, BLOCKS = (128, 256), 1
@@ -25,22 +27,27 @@ def rate(step: Callable[[], object], units: float) -> float:
     for _ in range(WARM + STEPS):
         started = time.perf_counter()
         step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return units / statistics.median(times[WARM:])
 
 
-def nanogpt(folder: str, dtype: str) -> float:
+def nanogpt(folder: str, dtype: str, compiles: str = "") -> float:
+    """As its train.py has it; on a GPU float32 products go through TF32 there."""
     sys.path.insert(0, folder)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
     sizes = {"block_size": CONTEXT, "vocab_size": VOCABULARY, "n_layer": 6, "n_head": 6, "n_embd": 384}
-    model = GPT(GPTConfig(**sizes, dropout=0.0, bias=False))
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-    tokens, targets = torch.randint(VOCABULARY, (2, ROWS, CONTEXT))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    model = GPT(GPTConfig(**sizes, dropout=0.0, bias=False)).to(DEVICE)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), DEVICE)
+    tokens, targets = torch.randint(VOCABULARY, (2, ROWS, CONTEXT), device=DEVICE)
+    network = torch.compile(model) if compiles else model
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            _, loss = model(tokens, targets)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+            _, loss = network(tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -80,7 +87,7 @@ def trainer() -> float:
             per_device_train_batch_size=ROWS,
             max_steps=WARM + STEPS + 1,
             bf16=True,
-            use_cpu=True,
+            use_cpu=DEVICE == "cpu",
             optim="adamw_torch_fused",
             report_to=[],
             save_strategy="no",
@@ -104,7 +111,7 @@ def diffusers() -> float:
     from accelerate import Accelerator
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    accelerator = Accelerator(mixed_precision="bf16", cpu=DEVICE == "cpu")
     network = UNet2DConditionModel(
         sample_size=SIDE,
         in_channels=CHANNELS,
@@ -119,11 +126,12 @@ def diffusers() -> float:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     network, optimizer = accelerator.prepare(network, optimizer)
     noising = DDPMScheduler()
-    latents, words = torch.randn(PICTURES, CHANNELS, SIDE, SIDE), torch.randn(PICTURES, WORDS, WORD_WIDTH)
+    latents = torch.randn(PICTURES, CHANNELS, SIDE, SIDE, device=DEVICE)
+    words = torch.randn(PICTURES, WORDS, WORD_WIDTH, device=DEVICE)
     network.train()
 
     def step() -> None:
-        noise, times = torch.randn_like(latents), torch.randint(0, 1000, (PICTURES,))
+        noise, times = torch.randn_like(latents), torch.randint(0, 1000, (PICTURES,), device=DEVICE)
         predicted = network(noising.add_noise(latents, noise, times), times, words, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), noise.float(), reduction="mean")
         accelerator.backward(loss)
@@ -148,33 +156,42 @@ def unet() -> float:
     class Batch(NamedTuple):
         latents: torch.Tensor
         words: torch.Tensor
+        noise: torch.Tensor
+        share: torch.Tensor
 
     class Denoising:
         """A task, as far as the stepper wants one."""
 
         model = UNet(
-            UNetConfig(CHANNELS, WIDTHS, BLOCKS, has_attention=(True,) * len(WIDTHS), context_width=WORD_WIDTH)
+            UNetConfig(
+                channels=CHANNELS,
+                widths=WIDTHS,
+                blocks=BLOCKS,
+                has_attention=(True,) * len(WIDTHS),
+                context_width=WORD_WIDTH,
+            )
         )
 
         def count(self, batch: Batch) -> int:
             return len(batch.latents)
 
         def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            noise, share = torch.randn_like(batch.latents), torch.rand(len(batch.latents)).clamp(0.01, 0.99)
-            kept = share.view(-1, 1, 1, 1)
-            noisy = kept.sqrt() * batch.latents + (1 - kept).sqrt() * noise
-            is_word = torch.ones(batch.words.shape[:2], dtype=torch.bool)
-            predicted = self.model(noisy, torch.logit(share), batch.words, is_word)
-            return F.mse_loss(predicted.float(), noise), {}
+            kept = batch.share.view(-1, 1, 1, 1)
+            noisy = kept.sqrt() * batch.latents + (1 - kept).sqrt() * batch.noise
+            is_word = torch.ones(batch.words.shape[:2], dtype=torch.bool, device=DEVICE)
+            predicted = self.model(noisy, torch.logit(batch.share), batch.words, is_word)
+            return F.mse_loss(predicted.float(), batch.noise), {}
 
     keep_freed_memory()
     task: object = Denoising()
-    network = Denoising.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the task does
+    network = Denoising.model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the task does
     optimizers = make_optimizers(network, OptimizerSettings(), torch.bfloat16)
-    stepper = Stepper(task, optimizers, ALONE, torch.device("cpu"), torch.bfloat16, 1.0, 1)  # type: ignore[arg-type]
-    batch = Batch(torch.randn(PICTURES, CHANNELS, SIDE, SIDE), torch.randn(PICTURES, WORDS, WORD_WIDTH))
+    stepper = Stepper(task, optimizers, ALONE, torch.device(DEVICE), torch.bfloat16, 1.0, 1, records=True)  # type: ignore[arg-type]
+    latents, words = torch.randn(PICTURES, CHANNELS, SIDE, SIDE), torch.randn(PICTURES, WORDS, WORD_WIDTH)
+    shares = torch.rand(PICTURES).clamp(0.01, 0.99)  # noise comes with a batch, from the processes that read
+    batches = itertools.cycle([Batch(latents, words, torch.randn_like(latents), shares) for _ in range(8)])
     network.train()
-    return told("diptych", network, lambda: stepper([batch], 0, 1e-4))
+    return told("diptych", network, lambda: stepper([next(batches)], 0, 1e-4))
 
 
 def told(name: str, network: torch.nn.Module, step: Callable[[], object]) -> float:

@@ -11,9 +11,12 @@
 `--text` is tinyshakespeare's input.txt, `--nanogpt` a clone of github.com/karpathy/nanoGPT in which
 `data/shakespeare_char/prepare.py` was run, `--python` an interpreter whose environment has transformers, diffusers and
 accelerate beside the same torch. Every run is a process of its own; a figure is the median of `--times` runs a side.
+On a machine with a GPU both sides run there; `--steps 400 --compile` then gives runs that last long enough, and both
+sides with torch.compile, too.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -135,23 +138,29 @@ def low(ours: Ours, options: argparse.Namespace) -> None:
 
 
 def gpt(ours: Ours, options: argparse.Namespace) -> None:
-    nano = options.nanogpt
-    sides = {
-        "nanoGPT float32": lambda: peer(sys.executable, "nanogpt", str(nano), "float32"),
-        "nanoGPT bfloat16 autocast": lambda: peer(sys.executable, "nanogpt", str(nano), "bfloat16"),
-        "diptych": lambda: ours.speed("gpt-12m.toml"),
+    nano, steps = str(options.nanogpt), f"run.steps={options.steps}"
+    theirs = {
+        "nanoGPT float32": lambda: peer(sys.executable, "nanogpt", nano, "float32"),
+        "nanoGPT bfloat16 autocast": lambda: peer(sys.executable, "nanogpt", nano, "bfloat16"),
     }
-    medians = compare("tokens/s", options.times, sides)
-    for name in list(sides)[:2]:
-        print(f"diptych / {name}: {medians['diptych'] / medians[name]:.2f}")
+    mine = {"diptych": lambda: ours.speed("gpt-12m.toml", steps)}
+    if options.compile:
+        theirs["nanoGPT float32, compiled"] = lambda: peer(sys.executable, "nanogpt", nano, "float32", "compiled")
+        theirs["nanoGPT bfloat16, compiled"] = lambda: peer(sys.executable, "nanogpt", nano, "bfloat16", "compiled")
+        mine["diptych, compiled"] = lambda: ours.speed("gpt-12m.toml", steps, "run.compile=true")
+    medians = compare("tokens/s", options.times, theirs | mine)
+    for ours_name, name in itertools.product(mine, theirs):
+        print(f"{ours_name} / {name}: {medians[ours_name] / medians[name]:.2f}")
 
 
 def llama(ours: Ours, options: argparse.Namespace) -> None:
-    changes = [f"model.overrides.{change}" for change in LLAMA]
+    changes = [f"run.steps={options.steps}", *(f"model.overrides.{change}" for change in LLAMA)]
     sides = {
         "transformers Trainer": lambda: peer(options.python, "trainer"),
         "diptych": lambda: ours.speed("gpt-12m.toml", *changes),
     }
+    if options.compile:
+        sides["diptych, compiled"] = lambda: ours.speed("gpt-12m.toml", *changes, "run.compile=true")
     medians = compare("tokens/s", options.times, sides)
     print(f"diptych / transformers Trainer: {medians['diptych'] / medians['transformers Trainer']:.2f}")
 
@@ -203,6 +212,8 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=lambda name: Path(name).resolve(strict=True))
     parser.add_argument("--python", help="of the environment with transformers and diffusers")
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30, help="of a run whose tokens a second are taken")
+    parser.add_argument("--compile", action="store_true", help="both sides also with torch.compile")
     options = parser.parse_args()
     needed = {"nanogpt": ("shakespeare", "gpt"), "python": ("llama", "unet")}
     for name, subjects in needed.items():
