@@ -85,7 +85,7 @@ def test_rows_of_nothing_stay_nothing(kind):
 @pytest.mark.parametrize(("bits", "kinds"), [(8, [Int8Linear, Int8Linear]), (4, [Int4Linear, Int8Linear])])
 def test_every_linear_layer_is_replaced_and_rows_that_do_not_divide_stay_in_8_bits(bits, kinds):
     network = nn.Sequential(nn.Linear(64, 40), nn.ModuleDict({"inner": nn.Linear(40, 3)}), nn.LayerNorm(3))
-    quantise(network, bits, torch.float32)
+    quantise(network, bits, torch.float32, "cpu")
     assert [type(network[0]), type(network[1]["inner"]), type(network[2])] == [*kinds, nn.LayerNorm]
     assert [name for name, _ in network.named_parameters()] == ["2.weight", "2.bias"]
 

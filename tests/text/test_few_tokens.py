@@ -72,7 +72,7 @@ def decoder_of(config: DecoderConfig, dtype: torch.dtype, bits: int | None = Non
         is_gain = "norm" in name and name.endswith("weight")
         parameter.copy_(1 + 0.2 * draws if is_gain else draws * (2 / parameter.shape[-1] ** 0.5))
     if bits:
-        assembly._quantise(decoder, bits, dtype)
+        assembly._quantise(decoder, bits, dtype, "cpu")
     return decoder.to(dtype)
 
 

@@ -58,7 +58,10 @@ class Int8Linear(Quantised):
         if self.packs and rows.shape[0] <= FEW:
             product = torch._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
-            parts = [F.linear(rows, self.weight[some].to(rows.dtype)) for some in _blocks(*self.weight.shape)]
+            numbers = BLOCK if rows.device.type == "cpu" else self.weight.numel()
+            count, width = self.weight.shape
+            blocks = _blocks(count, width, numbers)
+            parts = [F.linear(rows, self.weight[some].to(rows.dtype)) for some in blocks]
             product = torch.cat(parts, dim=-1).mul_(self.scale)
         if self.bias is not None:
             product = product + self.bias
@@ -186,17 +189,19 @@ def check_bits(bits: int | None) -> None:
         raise ValueError(f"bits must be {' or '.join(map(str, BITS))}, not {bits!r}")
 
 
-def quantise(module: nn.Module, bits: int, dtype: torch.dtype) -> None:
+def quantise(module: nn.Module, bits: int, dtype: torch.dtype, device: torch.device | str) -> None:
     """Replace every linear layer in `module` by a quantised one, each before the next: no more than one is there twice.
 
     Args:
         bits: one of BITS.
         dtype: of what will be multiplied.
+        device: where: how numbers are packed depends on it.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, BITS[bits](child.weight.detach(), child.bias, dtype))
+                bias = None if child.bias is None else child.bias.to(device)
+                setattr(parent, name, BITS[bits](child.weight.detach().to(device), bias, dtype))
 
 
 def _blocks(count: int, width: int, numbers: int = BLOCK, unit: int = 1) -> Iterator[slice]:

@@ -37,14 +37,14 @@ def assemble(
         decoder = Decoder(config)
     weights.adopt(decoder, tensors, source)
     if bits is not None:
-        _quantise(decoder, bits, dtype)
+        _quantise(decoder, bits, dtype, device)
     return decoder.to(device=device, dtype=dtype).eval()
 
 
-def _quantise(decoder: Decoder, bits: int, dtype: torch.dtype) -> None:
+def _quantise(decoder: Decoder, bits: int, dtype: torch.dtype, device: torch.device | str) -> None:
     """The embedding stays in 8 bits: its rows are read one by one, and as the head it decides between close tokens."""
-    matrix = Int8Linear(decoder.embedding.weight.detach(), None, dtype)
+    matrix = Int8Linear(decoder.embedding.weight.detach().to(device), None, dtype)
     decoder.embedding = QuantisedEmbedding(matrix)  # type: ignore[assignment]
     if decoder.head is None:
         decoder.head = matrix
-    quantise(decoder, bits, dtype)
+    quantise(decoder, bits, dtype, device)
