@@ -2,8 +2,11 @@ import json
 
 import pytest
 import torch
+import torch._dynamo
 
+from diptych.text.decoder import Decoder, DecoderConfig
 from diptych.text.model import TextModel
+from diptych.text.reader import Part, Reader
 
 
 def test_a_saved_model_writes_the_same(model, tmp_path):
@@ -112,3 +115,24 @@ def test_several_texts_read_their_prompt_once(model):
 def test_an_impossible_number_of_texts_is_named(model, n):
     with pytest.raises(ValueError, match=f"n must be a whole number from 1 to 256, not {n}"):
         model.generate("Once", n=n)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_blocks_share_what_is_compiled(monkeypatch):
+    """Once for a prompt and once for a token, however many blocks there are; with the logits of the model as it was."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch.compiler.reset()
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 97, "width": 32, "num_layers": 6, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
+    decoder = Decoder(DecoderConfig(**sizes, hidden=48, context=64)).eval().requires_grad_(False)
+    found = []
+    for is_compiled in (False, True):
+        if is_compiled:
+            for block in decoder.blocks:
+                block.compile(dynamic=True, backend="eager")  # which guards alike and is quick
+        reader = Reader(decoder)
+        slot = reader.cache.reserve(5)
+        found.append([reader.read([Part(slot, tokens)])[0] for tokens in ([5, 6, 7, 8, 9], [10], [11], [12])])
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(plain, compiled, rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ and attention over a few new tokens reads all of it without a copy. A layer with
 that (`text.span`), and everything may be kept in 8 bits (`text.kept`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -250,11 +250,22 @@ class Appending:
     def store(self, layer: int) -> Store:
         """Writes new keys and values of a layer, (B, Hkv, T, D) each; gives all that may be looked at, (.., S, D)."""
         view = self._views[self._cache.spans[layer]]
+        return LayerStore(view.exchange, self._cache.keys[layer], self._cache.values[layer])
 
-        def write_and_read(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            return view.exchange(self._cache.keys[layer], keys), view.exchange(self._cache.values[layer], values)
 
-        return write_and_read
+class LayerStore:
+    """Hands new keys and values to where a layer's are kept.
+
+    Not compiled with the block that calls it: the blocks of a decoder share what is compiled, and this is another one
+    for each of them.
+    """
+
+    def __init__(self, exchange: Callable[[Kept, Tensor], Tensor], keys: Kept, values: Kept) -> None:
+        self._exchange, self._keys, self._values = exchange, keys, values
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self._exchange(self._keys, keys), self._exchange(self._values, values)
 
 
 class View:

@@ -15,8 +15,9 @@ from diptych.core.experts import experts_of
 from diptych.core.few_queries import FEW
 from diptych.core.graphs import Graphs
 from diptych.core.unchanged import Unchanged
-from diptych.text.cache import STEP, KeyValueCache
+from diptych.text.cache import STEP, KeyValueCache, LayerStore
 from diptych.text.decoder import Decoder
+from diptych.text.kept import Kept
 
 
 def suits(decoder: Decoder, cache: KeyValueCache) -> bool:
@@ -90,16 +91,12 @@ class Places:
         self.positions, self.lengths = positions, (positions + 1).maximum(prompts[:, None])
         seen = torch.arange(reach, device=positions.device) <= positions[:, :, None]
         self.masks: Mapping[int, Tensor | None] = {0: seen[:, None]}
-        self._slots = rows[:, None].expand_as(positions).flatten()
+        self._slots, self._places = rows[:, None].expand_as(positions).flatten(), positions.flatten()
 
     def store(self, layer: int) -> Store:
         """Writes new keys and values of a layer, (B, Hkv, T, D) each; gives all that may be looked at, (.., S, D)."""
+        return LayerStore(self._exchange, self._cache.keys[layer], self._cache.values[layer])
 
-        def write_and_read(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            places, found = self.positions.flatten(), []
-            for kept, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
-                kept.write_at(self._slots, places, new.transpose(1, 2).flatten(0, 1))
-                found.append(kept.read(self._run, self._rows, self._reach).to(new.dtype))
-            return found[0], found[1]
-
-        return write_and_read
+    def _exchange(self, kept: Kept, new: Tensor) -> Tensor:
+        kept.write_at(self._slots, self._places, new.transpose(1, 2).flatten(0, 1))
+        return kept.read(self._run, self._rows, self._reach).to(new.dtype)
