@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,35 @@ def test_recorded_steps_are_the_steps(
     assert len(found[0]) == 8
     for direct, recorded in zip(*found, strict=True):
         assert recorded == pytest.approx(direct, rel=1e-5)
+
+
+class Told:
+    """A source that tells when it is read."""
+
+    def __init__(self, source: Any, order: list[str]) -> None:
+        self.source, self.order = source, order
+
+    def batch(self, step: int, rows: range) -> Any:
+        self.order.append(f"read {step}")
+        return self.source.batch(step, rows)
+
+    def troubles(self) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_the_next_batch_is_read_while_a_device_computes(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_elsewhere: bool
+) -> None:
+    """Each once, in order, and none after the last step."""
+    chosen = recipe("next-token", "run.steps=3", "run.validate_every=0", "run.sample_every=0")
+    task, order, numbers = build(chosen), list[str](), steps._numbers
+    task.source = Told(task.source, order)  # type: ignore[misc]
+    monkeypatch.setattr(steps, "_numbers", lambda values: (order.append("wait"), numbers(values))[1])
+    monkeypatch.setattr(steps.Stepper, "is_elsewhere", is_elsewhere)
+    train(chosen, task, RunDirectory(tmp_path / "run"), lambda progress: None, dtype="float32")
+    assert order == (
+        ["read 0", "read 1", "wait", "read 2", "wait", "wait"]
+        if is_elsewhere
+        else ["read 0", "wait", "read 1", "wait", "read 2", "wait"]
+    )

@@ -218,15 +218,22 @@ class Mixture:
 
     def rows(self, places: range, seed: int) -> Batch:
         """The rows at `places` of an endless reading of the mixture."""
-        chosen = [self.corpora[0].rows(np.empty(0, np.int64))]  # no rows at all are a batch too
-        for global_row in places:
-            period, place = divmod(global_row, PERIOD)
-            corpus, earlier = _schedule(tuple(self.quotas), seed, period)
-            index = int(corpus[place])
-            position = period * self.quotas[index] + int(earlier[place])
-            packed = self.corpora[index]
-            chosen.append(packed.at(np.array([position]), seed, index))
-        return Batch(*(torch.cat(parts) for parts in zip(*chosen, strict=True)))
+        if not places:
+            return self.corpora[0].rows(np.empty(0, np.int64))  # no rows at all are a batch too
+        periods, within = np.divmod(np.array(places), PERIOD)
+        indices, earlier = np.empty_like(within), np.empty_like(within)
+        for period in np.unique(periods):
+            here = periods == period
+            schedule = _schedule(tuple(self.quotas), seed, int(period))
+            indices[here], earlier[here] = (column[within[here]] for column in schedule)
+        positions = periods * np.array(self.quotas)[indices] + earlier
+        found, order = [], []
+        for index in np.unique(indices):
+            here = np.flatnonzero(indices == index)
+            found.append(self.corpora[index].at(positions[here], seed, int(index)))
+            order.append(here)
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        return Batch(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
 
     def epochs(self, num_rows: int) -> list[float]:
         """How often each corpus has been read after `num_rows` rows."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diptych.core.precision import choose
-from diptych.data.reading import read_ahead
+from diptych.data.reading import Read, read_ahead
 from diptych.data.trouble import Troubles
 from diptych.train.card import model_card
 from diptych.train.meter import Meter
@@ -164,15 +164,14 @@ def train(
     model.train()
     started, first = time.perf_counter(), state.step
     spent = state.seconds
+    waiting = _Waiting(reading)
     with _interrupts() as interrupted:
         for step in range(state.step, settings.steps):
-            asked = time.perf_counter()
-            read = next(reading)
-            waited = time.perf_counter() - asked
+            read, waited = waiting.take()
             troubles.saw(rows)
             troubles.add(read.troubles)
             rate = recipe.optimizer.rate(step, settings.steps)
-            done = stepper(read.parts, step, rate)
+            done = stepper(read.parts, step, rate, waiting.prepare)
             state.advance(done, spent + time.perf_counter() - started)
             is_last = state.step == settings.steps
             if done.refused:
@@ -201,6 +200,27 @@ def train(
             if is_stopped and not is_last:
                 raise Interrupted(state.step)
     return keeper.finish()
+
+
+class _Waiting:
+    """What was read for the next step."""
+
+    def __init__(self, reading: Iterator[Read]) -> None:
+        self._reading = reading
+        self._next: Read | None = None
+
+    def prepare(self) -> None:
+        """Have it at hand, if there is a next step."""
+        if self._next is None:
+            self._next = next(self._reading, None)
+
+    def take(self) -> tuple[Read, float]:
+        """It, and the seconds that were waited for it."""
+        asked = time.perf_counter()
+        self.prepare()
+        assert self._next is not None  # as many are read as there are steps
+        read, self._next = self._next, None
+        return read, time.perf_counter() - asked
 
 
 class Keeper:

@@ -74,8 +74,13 @@ class Stepper:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
-    def __call__(self, parts: Sequence[Any], step: int, learning_rate: float) -> Done:
+    def __call__(
+        self, parts: Sequence[Any], step: int, learning_rate: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> Done:
         """Move the weights by one step.
+
+        Args:
+            meanwhile: what can be done while the device computes; on the CPU it is not done.
 
         Each part's mean loss is weighted by its share of what all parts in all processes count, so that however a
         step's rows are divided, the gradient is the same.
@@ -93,6 +98,8 @@ class Stepper:
                 mean, figures = self._part(part, step, index, count / total * self.ranks.readers)
                 means.append(mean.clone())
         square = self._graphs.call("square", partial(gradient_square, model, self.ranks))
+        if self.is_elsewhere:
+            meanwhile()
         *told, square_here = _numbers([*means, *figures.values(), square])  # the one wait for the device
         losses, named = told[: len(parts)], dict(zip(figures, told[len(parts) :], strict=True))
         (loss,) = self.ranks.total(sum(mean * count / total for mean, count in zip(losses, counts, strict=True)))
@@ -107,6 +114,11 @@ class Stepper:
             self._zero()
         named |= settle(experts_of(model), self.ranks.total, is_refused=bool(refused))
         return Done(loss, int(total), norm, named, refused, time.perf_counter() - started)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether steps are computed by another device than the processor that tells it to."""
+        return self.device.type != "cpu"
 
     def _part(self, part: Any, step: int, index: int, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a part and the task's figures; its gradient times `weight` is added to the parameters'."""
@@ -134,7 +146,10 @@ class Stepper:
         self._zero()
 
     def _zero(self) -> None:
-        self.task.model.zero_grad(set_to_none=not self._is_recorded)
+        if self._is_recorded:
+            torch._foreach_zero_([one.grad for one in self.task.model.parameters() if one.grad is not None])
+        else:
+            self.task.model.zero_grad(set_to_none=True)
 
     def _seed(self, step: int, index: int) -> None:
         """Dropout is a function of the step, of the process and of the part."""
