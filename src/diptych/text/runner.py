@@ -57,6 +57,10 @@ class TextRequest:
         """The number in [0, 1) that decides a step."""
         return float(uniform((), seed=self.seed, sample=self.sample, step=step))
 
+    def draw(self, chances: Odds, step: int) -> int:
+        """The token of a step; one that is certain needs no number, which costs a twentieth of a small model's step."""
+        return int(chances.tokens[0]) if len(chances.tokens) == 1 else chances.draw(self.u(step))
+
 
 @dataclass
 class TextJob:
@@ -197,7 +201,7 @@ class TextRunner:
         request, scores = job.request, row(job.ahead.pop(0))
         barred = forbidden(self.tokenizer, job.constraint, may_end=len(job.tokens) >= request.settings.min_tokens)
         chances = odds(scores, request.settings, job.prompt, job.tokens, barred)
-        return self._take(job, chances.draw(request.u(len(job.steps))), scores, chances)
+        return self._take(job, request.draw(chances, len(job.steps)), scores, chances)
 
     def _take(self, job: TextJob, token: int, scores: Numbers, chances: Odds) -> TextStep:
         """Append a token to a job; the step that tells of it, with the logits and the odds that it was drawn from."""

@@ -169,7 +169,7 @@ class _Ahead:
         written = self.ids[len(request.prompt_ids) :]
         barred = forbidden(self._tokenizer, self._constraint, may_end=len(written) >= request.settings.min_tokens)
         chances = odds(row(logits), request.settings, request.prompt_ids, written, barred)
-        token = chances.draw(request.u(len(written)))
+        token = request.draw(chances, len(written))
         self.ids.append(token)
         if self._constraint:
             self._constraint.accept(token)
