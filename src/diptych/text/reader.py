@@ -83,12 +83,20 @@ class Reader:
         if isinstance(self._few_tokens, FewTokens):
             crew()
 
-    @torch.inference_mode()
     def read(self, parts: Sequence[Part]) -> list[Tensor]:
         """The logits for what follows each of the last `wanted` tokens of each part: (wanted, V), float32, on the CPU.
 
         Raises: ValueError for a sequence that outgrows the context.
         """
+        few, lengths = self._few_tokens, self.cache.lengths
+        # A prompt is always begun by torch.
+        if few and all(lengths[part.slot] for part in parts) and few.takes([len(part.tokens) for part in parts]):
+            logits = few.read([part.tokens for part in parts], [part.slot for part in parts])
+            return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
+        return self._read_in_calls(parts)
+
+    @torch.inference_mode()
+    def _read_in_calls(self, parts: Sequence[Part]) -> list[Tensor]:
         beginnings: dict[tuple[int, ...], int] = {}  # the first of the parts that begin with the same tokens
         first = [
             index if self.cache.lengths[part.slot] else beginnings.setdefault((part.wanted, *part.tokens), index)
@@ -114,12 +122,7 @@ class Reader:
             self._call([Part(part.slot, part.tokens[:count]) for part, count in zip(behind, counts, strict=True)])
             rest = {part.slot: part.tokens[count:] for part, count in zip(behind, counts, strict=True)}
             parts = [Part(part.slot, rest.get(part.slot, part.tokens), part.wanted) for part in parts]
-        # A prompt is always begun by torch.
-        has_begun = all(self.cache.lengths[part.slot] for part in parts)
-        if self._few_tokens and has_begun and self._few_tokens.takes([len(part.tokens) for part in parts]):
-            logits = self._few_tokens.read([part.tokens for part in parts], [part.slot for part in parts])
-        else:
-            logits = list(self._call(parts).cpu())
+        logits = list(self._call(parts).cpu())
         return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
 
     def _call(self, parts: Sequence[Part]) -> Tensor:

@@ -39,8 +39,10 @@ class RecordedTokens:
 
     def takes(self, counts: Sequence[int]) -> bool:
         """Whether texts that go on by so many tokens each are read here, with the decoder as it is now."""
-        return counts[0] <= FEW and len(set(counts)) == 1 and self._unchanged.is_so()
+        is_ready = self._unchanged.is_so() and not self._decoder.training
+        return is_ready and counts[0] <= FEW and len(set(counts)) == 1
 
+    @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]], slots: Sequence[int]) -> list[Tensor]:
         """The logits for what follows each of the next tokens of some texts: (T, V), float32, for each, on the CPU."""
         cache, count = self._cache, len(texts[0])
