@@ -88,9 +88,9 @@ class Reader:
 
         Raises: ValueError for a sequence that outgrows the context.
         """
-        few, lengths = self._few_tokens, self.cache.lengths
-        # A prompt is always begun by torch.
-        if few and all(lengths[part.slot] for part in parts) and few.takes([len(part.tokens) for part in parts]):
+        few, counts = self._few_tokens, [len(part.tokens) for part in parts]
+        have_begun = bool(parts) and all(self.cache.lengths[part.slot] for part in parts)
+        if few and have_begun and few.takes(counts):  # a prompt is always begun by torch
             logits = few.read([part.tokens for part in parts], [part.slot for part in parts])
             return [row[len(row) - part.wanted :] for part, row in zip(parts, logits, strict=True)]
         return self._read_in_calls(parts)
