@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diptych.core import blocked
 from diptych.core.attention import Store
 from diptych.core.checks import is_whole
 from diptych.core.few_queries import FEW
@@ -254,18 +255,20 @@ class Appending:
 
 
 class LayerStore:
-    """Hands new keys and values to where a layer's are kept.
-
-    Not compiled with the block that calls it: the blocks of a decoder share what is compiled, and this is another one
-    for each of them.
-    """
+    """Hands new keys and values to where a layer's are kept."""
 
     def __init__(self, exchange: Callable[[Kept, Tensor], Tensor], keys: Kept, values: Kept) -> None:
         self._exchange, self._keys, self._values = exchange, keys, values
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return self._exchange(self._keys, keys), self._exchange(self._values, values)
+
+
+def leave_uncompiled() -> None:
+    """Before a decoder is compiled: its blocks share what is compiled, and where a layer's keys are kept is another
+    place for each. Not said where it is defined, since that would load the whole compiler."""
+    blocked.leave_uncompiled()
+    LayerStore.__call__ = torch.compiler.disable(LayerStore.__call__)  # type: ignore[method-assign]
 
 
 class View:

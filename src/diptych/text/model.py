@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diptych.core import weights
 from diptych.core.adapters import Adapters
-from diptych.core.blocked import leave_uncompiled
 from diptych.core.checks import is_whole
 from diptych.core.generation import Generation
 from diptych.core.lora import Adapter
@@ -22,7 +21,7 @@ from diptych.core.quantised import check_bits
 from diptych.core.randomness import check_seed
 from diptych.core.tokenizer import Tokenizer
 from diptych.text.assembly import assemble
-from diptych.text.cache import CacheSettings
+from diptych.text.cache import CacheSettings, leave_uncompiled
 from diptych.text.chat_template import FILE, read_template
 from diptych.text.conversation import ChatFormat
 from diptych.text.decoder import Decoder, DecoderConfig
