@@ -130,11 +130,11 @@ if os.environ.get("LOCAL_RANK") == "1":
         if event == "import" and arguments[0] == "diptych.train.loop":
             import diptych.train.step as step
             healthy = step.Stepper.__call__
-            def deadly(self, parts, number, rate):
+            def deadly(self, parts, number, *others):
                 if number == int(os.environ["KILL_AT"]) and not os.path.exists(os.environ["KILL_ONCE"]):
                     open(os.environ["KILL_ONCE"], "w").close()
                     os.kill(os.getpid(), {int(signal.SIGKILL)})
-                return healthy(self, parts, number, rate)
+                return healthy(self, parts, number, *others)
             step.Stepper.__call__ = deadly
     sys.addaudithook(watch)
 """

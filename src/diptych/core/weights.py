@@ -81,6 +81,13 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that lies over several; any other as it is."""
+    held = getattr(tensor, "to_local", None)
+    part: Tensor = tensor if held is None else held()
+    return part
+
+
 def read_config(directory: str | Path) -> dict[str, Any]:
     """The config.json of a checkpoint. Raises: ValueError, in one line, where there is none or it is damaged."""
     recover_directory(directory)

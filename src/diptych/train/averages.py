@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.core.files import atomic_directory, atomic_file
+from diptych.core.weights import local
 
 Tensors = dict[str, Tensor]
 LENGTHS = (0.05, 0.10)  # of the two averages that snapshots hold, as shares of training (Karras et al. 2024, sec. 3.1)
@@ -46,11 +47,13 @@ class PowerAverages:
 
 @torch.no_grad()
 def _move(weights: Tensors, model: nn.Module, keep: float) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            weights[name].lerp_(value.detach(), 1 - keep)
-        else:
-            weights[name].copy_(value)
+    now = model.state_dict()
+    moving = [name for name, value in now.items() if value.is_floating_point()]
+    # All at once, which a GPU is told in one piece; what is divided over processes is divided alike on both sides.
+    old, new = ([local(tensors[name].detach()) for name in moving] for tensors in (weights, now))
+    torch._foreach_lerp_(old, new, 1 - keep)
+    for name in now.keys() - set(moving):
+        weights[name].copy_(now[name])
 
 
 def gamma_of(length: float) -> float:

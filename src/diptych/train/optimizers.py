@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from diptych.core.experts import experts_of
+from diptych.core.weights import local
 from diptych.train.muon import Muon
 from diptych.train.ranks import Ranks
 from diptych.train.recipe import OptimizerSettings
@@ -79,8 +80,7 @@ def gradient_square(model: nn.Module, ranks: Ranks) -> Tensor:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     squares: list[Tensor] = []
     for alike in _by_mesh(gradients):
-        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in alike]
-        norms = torch.stack(torch._foreach_norm(local)).double().square()
+        norms = torch.stack(torch._foreach_norm([local(gradient) for gradient in alike])).double().square()
         holders = [ranks.holders(gradient) for gradient in alike]
         if any(held != 1 for held in holders):
             norms = norms / torch.tensor(holders, device=norms.device)
