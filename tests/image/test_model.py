@@ -180,5 +180,5 @@ def test_a_recorded_network_paints_the_same(
     for words in (False, True, False):
         painted = again.generate("a cat at night", words=words, **about).result()
         assert painted.image.tobytes() == expected
-    calls = again.denoiser._graphs.calls
+    calls = again.denoiser._recorded[0].calls
     assert list(calls.values()) == [12]

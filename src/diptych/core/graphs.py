@@ -25,7 +25,8 @@ class Graphs:
 
     A recorded function does what it did when it was recorded, whatever Python would do now: it may depend on its
     inputs, on tensors that stay where they are, and on the device's random numbers, which follow `torch.manual_seed`
-    as ever. It must not wait for the device. Where it does, it is called directly from then on, with a warning.
+    as ever. It must not wait for the device. Where it does, it is called directly from then on, with a warning. Inside
+    autocast all calls are direct: what that has cast is kept until its end, and a recording would read it for longer.
 
     Args:
         is_on: off, every call is direct.
@@ -49,7 +50,7 @@ class Graphs:
         Returns:
             What the function gave. Tensors in it are written over by the next call of the same kind.
         """
-        if not self.is_on:
+        if not self.is_on or torch.is_autocast_enabled(self._device.type):
             return function(*inputs)
         key = (name, *(one if one is None else (one.shape, one.stride(), one.dtype) for one in inputs))
         if key not in self._graphs:

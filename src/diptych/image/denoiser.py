@@ -82,7 +82,7 @@ class Denoiser:
         self.network, self.path = network, path
         self.prediction = prediction_named(prediction)
         self.prediction.check(path)
-        self._graphs: Graphs | None = None
+        self._recorded: tuple[Graphs, Unchanged] | None = None  # from the first call on, when it is known where
 
     def __call__(self, x: Tensor, nodes: Sequence[Node], condition: Condition) -> Tensor:
         """The estimate of the clean picture, float32.
@@ -97,13 +97,14 @@ class Denoiser:
 
     def _call(self, *inputs: Tensor | None) -> Tensor:
         """The network, on a GPU as one launch, where nobody watches its layers and no gradient is wanted."""
-        if self._graphs is None:
-            self._graphs, self._unchanged = Graphs(next(self.network.parameters()).device), Unchanged(self.network)
-        if not self._graphs.is_on or torch.is_grad_enabled() or not self._unchanged.is_so():
+        weight = next(self.network.parameters())
+        if self._recorded is None:
+            self._recorded = Graphs(weight.device), Unchanged(self.network)
+        graphs, unchanged = self._recorded
+        if not graphs.is_on or torch.is_grad_enabled() or not unchanged.is_so():
             answer: Tensor = self.network(*inputs)
             return answer
-        where = next(self.network.parameters()).data_ptr()  # a network that was moved is another one
-        found: Tensor = self._graphs.call(where, self.network, *inputs)
+        found: Tensor = graphs.call(weight.data_ptr(), self.network, *inputs)  # one that was moved is another one
         return found.clone()
 
 

@@ -45,8 +45,8 @@ class Done(NamedTuple):
 
 @dataclass
 class Stepper:
-    """On a CUDA device a step is launched as graphs (`core.graphs`), one for each shape of a part and one for what
-    follows: there the gradients stay where they are from step to step.
+    """Makes steps. On a CUDA device they are launched as graphs (`core.graphs`), one for each shape of a part and two
+    for what follows; there the gradients stay where they are from step to step.
 
     Args:
         compute: the dtype of the task's loss under autocast, or the weights' own for float32 and float64.
@@ -79,11 +79,11 @@ class Stepper:
     ) -> Done:
         """Move the weights by one step.
 
-        Args:
-            meanwhile: what can be done while the device computes; on the CPU it is not done.
-
         Each part's mean loss is weighted by its share of what all parts in all processes count, so that however a
         step's rows are divided, the gradient is the same.
+
+        Args:
+            meanwhile: what can be done while the device computes; on the CPU it is not done.
         """
         started = time.perf_counter()
         model = self.task.model
