@@ -17,7 +17,6 @@ from diptych.interop.configs import architecture_for, architecture_of, decoder_c
 from diptych.interop.tensors import decoder_tensors, published_tensors
 from diptych.text import chat_template
 from diptych.text.assembly import assemble
-from diptych.text.chat_template import FILE as TEMPLATE
 from diptych.text.model import TextModel
 
 
@@ -86,8 +85,6 @@ def write_folder(model: TextModel, directory: str | Path, card: str | None = Non
         BESIDE: _json(_tokenizer_config(model)),
         generation_config.FILE: _json(generation),
     }
-    if model.chat_template is not None:
-        texts[TEMPLATE] = model.chat_template
     if model.chat_template is not None:
         texts[chat_template.FILE] = model.chat_template
     weights.save(directory, config, tensors, card=card, texts=texts)
