@@ -22,7 +22,7 @@ def test_texts_are_those_of_the_cpu(tiny_quill: Path, recorded: list[int], kept:
     assert recorded[0] > 250
     shared = next((i for i, pair in enumerate(zip(ours.tokens, theirs.tokens, strict=True)) if len({*pair}) > 1), 300)
     assert shared > (280 if not kept else 40)  # a tie may fall otherwise, and then all that follows
-    for step, other in zip(ours_steps(here, about), ours_steps(there, about), strict=False):
+    for step, other in zip(first_steps(here, about), first_steps(there, about), strict=False):
         if step.token != other.token:
             break
         assert step.probability == pytest.approx(other.probability, abs=2e-3)
@@ -31,7 +31,7 @@ def test_texts_are_those_of_the_cpu(tiny_quill: Path, recorded: list[int], kept:
     assert several[1].text[:20] == alone.text[:20]
 
 
-def ours_steps(model: TextModel, about: dict[str, object]) -> list[object]:
+def first_steps(model: TextModel, about: dict[str, object]) -> list[object]:
     return list(model.generate(STORY, **(about | {"max_tokens": 40, "min_tokens": 40})))
 
 

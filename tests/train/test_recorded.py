@@ -35,7 +35,7 @@ def test_recorded_steps_are_the_steps(
         lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         found.append([{key: line[key] for key in ("loss", "gradient_norm")} for line in lines if "loss" in line])
         monkeypatch.setattr(steps, "Graphs", recordings)
-        monkeypatch.setattr(steps, "record_updates", lambda optimizers, rate: None)
+        monkeypatch.setattr(steps, "allow_recording", lambda optimizers: None)  # AdamW has none on a CPU
     assert len(found[0]) == 8
     for direct, recorded in zip(*found, strict=True):
         assert recorded == pytest.approx(direct, rel=1e-5)

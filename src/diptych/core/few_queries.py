@@ -40,7 +40,7 @@ def attend_few(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, softcap: float = 0
         scores = torch.bmm(queries, keys.mT, out_dtype=torch.float32).view(batch, heads, count, -1)
         odds = torch.softmax(torch.add(bias, scores, alpha=1 / math.sqrt(width)), dim=-1).to(v.dtype)
         return torch.bmm(odds.view(shared, -1, k.shape[2]), values).view(batch, heads, count, width)
-    if keys.device.type == "cpu" and keys.numel() <= SMALL and keys.itemsize < 4:
+    if keys.numel() <= SMALL and keys.itemsize < 4:
         queries, keys, values, bias = queries.float(), keys.float(), values.float(), bias.float()
     bias = bias.expand(batch, heads, count, k.shape[2]).reshape(shared, -1, k.shape[2])
     if torch.compiler.is_compiling():  # which cannot see what oneDNN is told, and need not

@@ -9,6 +9,7 @@ other devices each call is the function itself.
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -73,7 +74,7 @@ class Graphs:
     def _beside(self, function: Callable[..., Result], inputs: Inputs) -> Result:
         """A direct call on a stream of its own, as torch asks for before a recording: what autograd keeps of a stream
         must not be of the one that everything else runs on."""
-        here, beside = torch.cuda.current_stream(self._device), self._stream()
+        here, beside = torch.cuda.current_stream(self._device), _stream(self._device)
         beside.wait_stream(here)
         with torch.cuda.stream(beside):
             result = function(*inputs)
@@ -84,7 +85,7 @@ class Graphs:
         kept = [one if one is None else one.clone() for one in inputs]
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream()):
+            with torch.cuda.graph(graph, pool=self._pool, stream=_stream(self._device)):
                 result = function(*kept)
         except RuntimeError:
             torch.cuda.set_stream(here)  # which torch leaves undone
@@ -92,13 +93,11 @@ class Graphs:
         self._pool = graph.pool()
         return _Recorded(graph, [one for one in kept if one is not None], result)
 
-    def _stream(self) -> torch.cuda.Stream:
-        if self._device not in _STREAMS:
-            _STREAMS[self._device] = torch.cuda.Stream(self._device)
-        return _STREAMS[self._device]
 
-
-_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: what was freed on a stream is kept for that stream."""
+    return torch.cuda.Stream(device)
 
 
 class _Recorded:

@@ -15,6 +15,11 @@ from diptych.core.large_pages import zeros
 LEVELS = 127
 
 
+def follow_each_other(slots: Sequence[int]) -> bool:
+    """Whether all of them are one piece of memory, in their order."""
+    return slots[-1] - slots[0] == len(slots) - 1 and list(slots) == sorted(slots)
+
+
 class Kept:
     """Vectors of heads at places of slots: (slots, heads, length, head_dim).
 
@@ -80,7 +85,7 @@ class Kept:
             slots: None where only the tensor may be asked.
             rows: the slots as a tensor.
         """
-        if slots and slots[-1] - slots[0] == len(slots) - 1 and list(slots) == sorted(slots):
+        if slots is not None and follow_each_other(slots):
             found = [part.narrow(0, slots[0], len(slots)).narrow(2, 0, reach) for part in self.parts]
         else:
             found = [part[rows, :, :reach] for part in self.parts]

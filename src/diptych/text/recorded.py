@@ -17,7 +17,7 @@ from diptych.core.graphs import Graphs
 from diptych.core.unchanged import Unchanged
 from diptych.text.cache import STEP, KeyValueCache, LayerStore
 from diptych.text.decoder import Decoder
-from diptych.text.kept import Kept
+from diptych.text.kept import Kept, follow_each_other
 
 
 def suits(decoder: Decoder, cache: KeyValueCache) -> bool:
@@ -35,7 +35,7 @@ class RecordedTokens:
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
         self._decoder, self._cache, self._unchanged = decoder, cache, Unchanged(decoder)
-        self._graphs, self._kept = Graphs(cache.keys[0].device, direct=1), cache.keys[0].parts[0]
+        self._kept: Tensor | None = None  # the first layer's keys, as they lay when what is there now was recorded
 
     def takes(self, counts: Sequence[int]) -> bool:
         """Whether texts that go on by so many tokens each are read here, with the decoder as it is now."""
@@ -47,16 +47,16 @@ class RecordedTokens:
         """The logits for what follows each of the next tokens of some texts: (T, V), float32, for each, on the CPU."""
         cache, count = self._cache, len(texts[0])
         starts = cache.extend(slots, [count] * len(texts))
-        if self._kept is not cache.keys[0].parts[0]:  # the cache has grown: it is in other places
-            self._graphs, self._kept = Graphs(cache.keys[0].device, direct=1), cache.keys[0].parts[0]
+        kept = cache.keys[0].parts[0]
+        if self._kept is not kept:  # the cache has grown: it is in other places
+            self._graphs, self._kept = Graphs(kept.device, direct=1), kept
         reach = min(-(-(max(starts) + count) // STEP) * STEP, cache.keys[0].length)
         prompts = [cache.prompts[slot] for slot in slots]
         rows = [[*text, *about] for text, about in zip(texts, zip(starts, prompts, slots, strict=True), strict=True)]
         where = torch.tensor(rows)
-        if self._kept.is_cuda:
+        if kept.is_cuda:
             where = where.pin_memory()
-        is_run = list(slots) == list(range(slots[0], slots[0] + len(slots)))
-        run = tuple(slots) if is_run else None
+        run = tuple(slots) if follow_each_other(slots) else None
 
         def step(where: Tensor) -> Tensor:
             tokens, (starts, prompts, rows) = where[:, :count], where[:, count:].unbind(1)
@@ -64,7 +64,7 @@ class RecordedTokens:
             logits: Tensor = self._decoder(tokens, positions=view.positions, cache=view)
             return logits
 
-        where = where.to(self._kept.device, non_blocking=True)
+        where = where.to(kept.device, non_blocking=True)
         return list(self._graphs.call((run, reach), step, where).cpu())
 
 

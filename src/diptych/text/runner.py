@@ -58,7 +58,7 @@ class TextRequest:
         return float(uniform((), seed=self.seed, sample=self.sample, step=step))
 
     def draw(self, chances: Odds, step: int) -> int:
-        """The token of a step; one that is certain needs no number, which costs a twentieth of a small model's step."""
+        """The token of a step; one that is certain needs no number, which costs a tenth of a small model's step."""
         return int(chances.tokens[0]) if len(chances.tokens) == 1 else chances.draw(self.u(step))
 
 

@@ -147,7 +147,7 @@ def train(
         recipe.optimizer.clip,
         settings.seed,
         None if settings.compile else meter,
-        records=settings.graphs and not settings.recompute,
+        records=settings.records,
     )
     rows = settings.batch // ranks.readers
     size = rows // settings.accumulate

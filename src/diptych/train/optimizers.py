@@ -108,10 +108,8 @@ def move(
         optimizer.step()
 
 
-def record_updates(optimizers: Iterable[Optimizer], learning_rate: Tensor) -> None:
-    """Have the optimizers take their learning rate from a tensor on the device, and wait for nothing there, so that
-    their steps can be recorded (`core.graphs`)."""
+def allow_recording(optimizers: Iterable[Optimizer]) -> None:
+    """Have the optimizers wait for nothing on the device, so that their steps can be recorded (`core.graphs`)."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
             group["capturable"] = True

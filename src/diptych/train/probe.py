@@ -130,9 +130,8 @@ def measure(request: Request) -> Probe:
     prepare(outline.networks(task.model), recompute=recipe.run.recompute, compile=recipe.run.compile, blocks=blocks_of)
     optimizers = make_optimizers(task.model, recipe.optimizer, compute)
     state = State(task.model, optimizers, recipe.run.average, with_snapshots=recipe.run.snapshot_every > 0)
-    records = recipe.run.graphs and not recipe.run.recompute
-    clip, seed = recipe.optimizer.clip, recipe.run.seed
-    stepper = Stepper(task, optimizers, ALONE, device, compute, clip, seed, records=records)
+    clip, run = recipe.optimizer.clip, recipe.run
+    stepper = Stepper(task, optimizers, ALONE, device, compute, clip, run.seed, records=run.records)
     task.model.train()
 
     updates, levels = [0.0], list[int]()

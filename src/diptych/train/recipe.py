@@ -73,6 +73,11 @@ class RunSettings:
     tensorboard: bool = False
     init_from: str = ""
 
+    @property
+    def records(self) -> bool:
+        """Whether steps may be recorded: recomputation brings randomness back on the host."""
+        return self.graphs and not self.recompute
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:

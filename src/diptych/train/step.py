@@ -17,7 +17,7 @@ from diptych.core.blocked import leave_uncompiled
 from diptych.core.experts import experts_of
 from diptych.core.graphs import Graphs
 from diptych.train.meter import Meter
-from diptych.train.optimizers import clipping, gradient_square, move, record_updates
+from diptych.train.optimizers import allow_recording, clipping, gradient_square, move
 from diptych.train.ranks import Ranks
 from diptych.train.refusal import first_not_finite
 from diptych.train.tasks import Task
@@ -67,10 +67,10 @@ class Stepper:
     def __post_init__(self) -> None:
         model = self.task.model
         self._graphs = Graphs(self.device, is_on=self.records and self.ranks.mesh is None and not experts_of(model))
-        self._is_recorded = self._graphs.is_on
+        self._is_recorded = self._graphs.is_on  # as steps begin: gradients stay in place even if recording fails later
         self._rate, self._scale = (torch.zeros((), device=self.device) for _ in range(2))
         if self._is_recorded:
-            record_updates(self.optimizers, self._rate)
+            allow_recording(self.optimizers)
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
