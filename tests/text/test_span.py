@@ -9,7 +9,7 @@ from diptych.core.positions import RopeScaling
 from diptych.text import cache as caches
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
-from diptych.text.kept import Kept
+from diptych.text.kept import Kept, KeptInBytes
 from diptych.text.runner import TextRequest, TextRunner
 from diptych.text.settings import Settings
 from diptych.text.span import Span
@@ -139,7 +139,7 @@ def test_eight_bits_are_off_by_half_a_step_of_each_tokens_own_scale(dtype):
     new = torch.randn(2, 3, 50, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     new[0, 1, 7] = 0
     new *= torch.logspace(-3, 3, 50)[:, None].to(dtype)
-    kept = Kept((2, 3, 64, 16), "cpu", dtype, is_int8=True)
+    kept = KeptInBytes((2, 3, 64, 16), "cpu", dtype)
     kept.write_run(0, 5, new[0])
     slots, places = torch.ones(50, dtype=torch.int64), torch.arange(50)
     kept.write_at(slots, places, new[1].transpose(0, 1))

@@ -117,7 +117,7 @@ def _raised(builder: Any, x: Any) -> Any:
     """exp(x) for x <= 0, as `row_math.raised` has it, but 0 where that is as good as 0."""
 
     def plus(a: Any, x: Any, b: Any) -> Any:
-        return builder.fadd(builder.fmul(a, x, CONTRACT), b, CONTRACT)
+        return builder.fadd(builder.fmul(a, x, flags=CONTRACT), b, flags=CONTRACT)
 
     is_nothing = builder.fcmp_ordered("<", x, constant(-87.0))
     x = builder.select(is_nothing, constant(-87.0), x)
@@ -133,7 +133,7 @@ def _raised(builder: Any, x: Any) -> Any:
     return builder.select(is_nothing, ZEROS, builder.fmul(y, builder.bitcast(bits, VECTOR)))
 
 
-def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
+def halves_of(builder: Any, x: Any) -> tuple[Any, Any]:
     """Numbers as two vectors of 16 bits: bfloat16 by their upper halves, and the nearest to what these leave."""
     bits, halves, kind = builder.bitcast(x, WORDS), ir.VectorType(HALF, LANES), ir.VectorType(Bfloat(), LANES)
     upper = builder.trunc(builder.lshr(bits, words(16)), halves)
@@ -177,7 +177,7 @@ def _weigh(splits: bool) -> Any:
                 here = at(place)
                 odds = _raised(builder, builder.fsub(read_floats(builder, here), each))
                 if splits:
-                    for half, offset in zip(_halves(builder, odds), (0, 2 * LANES), strict=True):
+                    for half, offset in zip(halves_of(builder, odds), (0, 2 * LANES), strict=True):
                         store(builder, half, builder.add(here, LONG(offset)))
                 else:
                     store(builder, odds, here)
@@ -197,14 +197,13 @@ def _weigh(splits: bool) -> Any:
 weigh_floats, weigh_bfloats = _weigh(False), _weigh(PAIRS_BFLOATS)
 
 
-def values_sum_of(size: int, most: int, sum_up: Callable[..., list[Any]]) -> Any:
+def values_sum_of(most: int, sum_up: Callable[..., list[Any]]) -> Any:
     """An intrinsic: sums of BLOCK numbers of `count` rows of values, `stride` bytes one after the other, each times its
     odds, for up to `most` queries. Odds and sums of a query lie `further` and `next_sums` bytes after those of the one
     before. As many lines at `soon`, also `stride` bytes one after the other, are asked for.
 
     Args:
-        size: bytes of a number.
-        sum_up: (builder, queries, size, addresses and counts) -> vectors, query by query.
+        sum_up: (builder, queries, addresses and counts) -> vectors, query by query.
     """
 
     @intrinsic
@@ -224,7 +223,7 @@ def values_sum_of(size: int, most: int, sum_up: Callable[..., list[Any]]) -> Any
             values, stride, count, odds, further, sums, next_sums, queries, soon = given
             for many in range(1, most + 1):
                 with builder.if_then(builder.icmp_signed("==", queries, LONG(many))):
-                    found = sum_up(builder, many, size, values, stride, count, odds, further, soon)
+                    found = sum_up(builder, many, values, stride, count, odds, further, soon)
                     for index, total in enumerate(found):
                         query, part = divmod(index, BLOCK // LANES)
                         there = builder.add(sums, builder.mul(next_sums, LONG(query)))
@@ -236,11 +235,11 @@ def values_sum_of(size: int, most: int, sum_up: Callable[..., list[Any]]) -> Any
     return values_sum
 
 
-def _one_by_one(read: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """A row of values at a time, widened by `read`."""
+def _one_by_one(size: int, read: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """A row of values at a time, numbers of so many bytes, widened by `read`."""
 
     def sum_up(
-        builder: Any, many: int, size: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
+        builder: Any, many: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
     ) -> list[Any]:
         def grow(row: Any, totals: list[Any]) -> list[Any]:
             offset = builder.mul(row, stride)
@@ -254,7 +253,7 @@ def _one_by_one(read: Callable[..., Any]) -> Callable[..., list[Any]]:
                 odd = each_lane(builder, builder.add(odds, place))
                 for part in parts:
                     total = totals[len(grown)]
-                    grown.append(builder.fadd(total, builder.fmul(part, odd, CONTRACT), CONTRACT))
+                    grown.append(builder.fadd(total, builder.fmul(part, odd, flags=CONTRACT), flags=CONTRACT))
             return grown
 
         return loop_of(builder, count, many * BLOCK // LANES, grow)
@@ -273,7 +272,7 @@ def in_turn(builder: Any, first: Any, second: Any, number: Any) -> list[Any]:
 
 
 def _in_pairs(
-    builder: Any, many: int, size: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
+    builder: Any, many: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
 ) -> list[Any]:
     """Two rows of values at a time, their numbers in turn; the last of an odd count is beside itself, with no odds."""
     multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
@@ -282,14 +281,14 @@ def _in_pairs(
         row = builder.shl(pair, LONG(1))
         offset = builder.mul(row, stride)
         for one in range(2):
-            for line in range(0, BLOCK * size, LINE):
+            for line in range(0, 2 * BLOCK, LINE):
                 ahead = builder.add(soon, builder.add(offset, LONG(line)))
                 bring_line(builder, builder.add(ahead, stride) if one else ahead)
         here = builder.add(values, offset)
         has_next = builder.icmp_signed("<", builder.add(row, LONG(1)), count)
         rows = [here, builder.add(here, builder.select(has_next, stride, LONG(0)))]
         parts = []
-        for part in range(0, BLOCK * size, LINE):
+        for part in range(0, 2 * BLOCK, LINE):
             both = [read_at(builder, builder.add(one, LONG(part)), WORDS) for one in rows]
             parts += [builder.bitcast(turns, PAIRED_BFLOATS) for turns in in_turn(builder, both[0], both[1], HALF)]
         place = builder.add(
@@ -316,6 +315,6 @@ def _in_pairs(
     return [builder.shuffle_vector(*both, order) for both in pairs_of_parts for order in orders]
 
 
-sum_float_values = values_sum_of(4, QUERIES, _one_by_one(read_floats))
-sum_bfloat_values = values_sum_of(2, QUERIES, _in_pairs if PAIRS_BFLOATS else _one_by_one(read_bfloats))
-sum_int8_values = values_sum_of(1, QUERIES, _one_by_one(read_int8s))
+sum_float_values = values_sum_of(QUERIES, _one_by_one(4, read_floats))
+sum_bfloat_values = values_sum_of(QUERIES, _in_pairs if PAIRS_BFLOATS else _one_by_one(2, read_bfloats))
+sum_int8_values = values_sum_of(QUERIES, _one_by_one(1, read_int8s))

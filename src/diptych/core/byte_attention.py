@@ -197,7 +197,7 @@ def pack_odds(context: Any, odds: Any, blocks: Any) -> Typed:
 
 
 def _in_fours(
-    builder: Any, many: int, size: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
+    builder: Any, many: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
 ) -> list[Any]:
     """Four rows of values at a time, their numbers in turn; past the last row it is read again, with no odds."""
     last = builder.sub(count, LONG(1))
@@ -241,4 +241,4 @@ def _in_fours(
     return [builder.bitcast(one, VECTOR) for query in ordered for one in query]
 
 
-sum_bytes = values_sum_of(1, VALUE_QUERIES, _in_fours)
+sum_bytes = values_sum_of(VALUE_QUERIES, _in_fours)

@@ -73,7 +73,7 @@ def crew() -> Crew:
     """The one of this process."""
     with _hiring:
         if not _crews:
-            _crews.append(Crew(compiled()))
+            _crews.append(Crew(compiled().run))
         return _crews[0]
 
 

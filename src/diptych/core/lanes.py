@@ -20,9 +20,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from diptych.core.row_plan import TILE_ACROSS, TILE_DOWN
+from diptych.core import row_plan as at
 
-BLOCK, LANES = 64, 16  # numbers of a row that are taken at a time, and those of a vector
+BLOCK, LANES = at.BLOCK, 16  # numbers of a row that are taken at a time, and those of a vector
 LINE = 64  # bytes of a line of memory
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -55,6 +55,7 @@ floats = _numbers_at(types.float32)
 bfloats = _numbers_at(types.uint16)
 int16s = _numbers_at(types.int16)
 int8s = _numbers_at(types.int8)
+bytes_at = _numbers_at(types.uint8)
 int32s = _numbers_at(types.int32)
 ints = _numbers_at(types.int64)
 
@@ -196,9 +197,9 @@ def _tile_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any])
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         weights, down_stride, others, across_stride, beside, count, found, soon = values
-        rows = [builder.add(weights, builder.mul(down_stride, LONG(row))) for row in range(TILE_DOWN)]
-        coming = [builder.add(soon, builder.mul(down_stride, LONG(row))) for row in range(TILE_DOWN)]
-        columns = [builder.add(others, builder.mul(across_stride, LONG(row))) for row in range(TILE_ACROSS)]
+        rows = [builder.add(weights, builder.mul(down_stride, LONG(row))) for row in range(at.TILE_DOWN)]
+        coming = [builder.add(soon, builder.mul(down_stride, LONG(row))) for row in range(at.TILE_DOWN)]
+        columns = [builder.add(others, builder.mul(across_stride, LONG(row))) for row in range(at.TILE_ACROSS)]
         begins = [[row, column, builder.add(column, beside)] for row in rows for column in columns]
 
         def grow(block: Any, totals: list[Any]) -> list[Any]:
@@ -239,7 +240,7 @@ def times_plus(builder: Any, x: Any, y: Any, z: Any) -> Any:
 def times_floats(read: Callable[..., Any]) -> Callable[..., Any]:
     def step(builder: Any, total: Any, addresses: Any) -> Any:
         weight, other = read(builder, addresses[0]), read_floats(builder, addresses[1])
-        return builder.fadd(total, builder.fmul(weight, other, CONTRACT), CONTRACT)
+        return builder.fadd(total, builder.fmul(weight, other, flags=CONTRACT), flags=CONTRACT)
 
     return step
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +30,23 @@ SOURCES = (
     "attention_lanes.py",
     "row_plan.py",
     "row_math.py",
+    "short_bfloats.py",
+    "short_attention.py",
     "byte_attention.py",
     "nibble_products.py",
     "row_attention.py",
     "row_kernel.py",
 )
 _owners: list[Any] = []  # of the code in memory
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Args: run: `row_kernel.run`; keep, read: `short_bfloats.keep_rows` and `read_rows`."""
+
+    run: Callable[[int, int, int], int]
+    keep: Callable[..., int]
+    read: Callable[..., int]
 
 
 @cache
@@ -45,26 +57,38 @@ def is_here() -> bool:
 
 
 @cache
-def compiled() -> Callable[[int, int, int], int]:
-    """`row_kernel.run` as machine code. Python's lock is free while it runs."""
+def multiplies_bfloats() -> bool:
+    """Whether the processor, as LLVM knows it, multiplies pairs of bfloat16."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("avx512bf16"))
+
+
+@cache
+def compiled() -> Compiled:
+    """What is compiled, as machine code. Python's lock is free while it runs."""
     import llvmlite
     import llvmlite.binding as llvm
 
     machine, processor = _machine()
     about = f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
-    code, name = _kept(about, _made_apart)
+    code, names = _kept(about, _made_apart)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _owners.append(engine)
-    run = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3)(
-        engine.get_function_address(name)
-    )
+    forget_library("libllvmlite")  # 40 MB
+    counts = (3, 12, 10)  # of arguments
+    found = zip(map(engine.get_function_address, names.split()), counts, strict=True)
+    return Compiled(*(_function(address, count) for address, count in found))
+
+
+def _function(address: int, count: int) -> Callable[..., int]:
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)(address)
     result, trouble = ctypes.c_int64(), ctypes.c_void_p()  # Numba's way to return; neither says anything here
     _owners.extend((result, trouble))
     where = ctypes.addressof(result), ctypes.addressof(trouble)
-    forget_library("libllvmlite")  # 40 MB
-    return lambda *arguments: int(run(*where, *arguments))
+    return lambda *arguments: int(call(*where, *arguments))
 
 
 def _machine() -> tuple[Any, dict[str, str]]:
@@ -115,13 +139,20 @@ def _object_file() -> tuple[bytes, str]:
     from numba import njit, types
 
     from diptych.core.row_kernel import run
+    from diptych.core.short_bfloats import keep_rows, read_rows
 
-    signature = types.int64(types.int64, types.int64, types.int64)
-    function = njit(signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(run.py_func)
-    code = function.inspect_llvm(function.signatures[0])
-    defined = re.search(r"^define [^@\n]*@([^(]+)\(", code, re.MULTILINE)
-    assert defined is not None
-    return _machine()[0].emit_object(llvm.parse_assembly(code)), defined[1]
+    names, modules = [], []
+    for function in (run, keep_rows, read_rows):
+        about = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        made = njit(types.int64(*[types.int64] * function.py_func.__code__.co_argcount), **about)(function.py_func)
+        code = made.inspect_llvm(made.signatures[0])
+        defined = re.search(r"^define [^@\n]*@([^(]+)\(", code, re.MULTILINE)
+        assert defined is not None
+        names.append(defined[1])
+        modules.append(llvm.parse_assembly(code))
+    for other in modules[1:]:
+        modules[0].link_in(other)
+    return _machine()[0].emit_object(modules[0]), " ".join(names)
 
 
 if __name__ == "__main__":

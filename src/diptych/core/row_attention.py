@@ -22,12 +22,23 @@ from diptych.core.attention_lanes import (
     weigh_floats,
 )
 from diptych.core.byte_attention import KEY_QUERIES, VALUE_QUERIES, pack_odds, pack_query, score_bytes, sum_bytes
-from diptych.core.lanes import BLOCK, LANES, LINE, PAIRS_BFLOATS, PAIRS_INTEGERS, bfloats, floats, ints
+from diptych.core.lanes import (
+    BLOCK,
+    LANES,
+    LINE,
+    PAIRS_BFLOATS,
+    PAIRS_INTEGERS,
+    bfloats,
+    bytes_at,
+    floats,
+    int8s,
+    ints,
+)
 from diptych.core.row_math import (
+    bfloat,
     dot,
     exact,
     fraction,
-    keep,
     normalise,
     number,
     pack,
@@ -37,6 +48,8 @@ from diptych.core.row_math import (
     turn,
     widened,
 )
+from diptych.core.short_attention import halve, score_shorts, sum_shorts
+from diptych.core.short_bfloats import MIDDLE, factor, keep_row
 
 LOWEST = np.float32(-3e38)  # a score whose odds are 0
 
@@ -58,8 +71,46 @@ def keep_own(plan: int, layer: int, head: int, scratch: int) -> None:
         key = scratch
     turned = scratch + width * 4
     turn(key, turned, plan, np.float32(1.0))
-    keep(turned, row[at.KEYS], row[at.KEY_SCALES], place, plan)
-    keep(value, row[at.VALUES], row[at.VALUE_SCALES], place, plan)
+    keep(turned, row[at.KEYS], row[at.KEY_SCALES], place, scratch, plan, False)
+    keep(value, row[at.VALUES], row[at.VALUE_SCALES], place, scratch, plan, True)
+
+
+@exact
+def write(x: np.float32, address: int, place: int, form: int) -> np.float32:
+    """A number in its form, bfloat16 or float32; what it is then."""
+    if form == at.BFLOAT:
+        bfloats(address)[place] = bfloat(x)
+        return widened(bfloats(address)[place])
+    floats(address)[place] = x
+    return x
+
+
+@exact
+def keep(x: int, kept: int, scales: int, place: int, scratch: int, plan: int, are_values: bool) -> None:
+    """Write a token's numbers, and their scale if there is one, to its place in the cache, in its form."""
+    about, here = ints(plan), floats(x)
+    width, form, numbers = about[at.HEAD_DIM], about[at.CACHE], about[at.NUMBERS]
+    if PAIRS_BFLOATS and form == at.SHORT:
+        for one in range(width):
+            bfloats(scratch)[one] = bfloat(here[one])
+        keep_row(scratch, width, place, kept, scales, are_values)
+        return
+    kept += place * width * size_of(form)
+    if form == at.BFLOAT:
+        for one in range(width):
+            bfloats(kept)[one] = bfloat(here[one])
+    elif form == at.FLOAT:
+        for one in range(width):
+            floats(kept)[one] = here[one]
+    else:  # as `text.kept` does it, of the same numbers
+        largest = np.float32(1e-6)
+        for one in range(width):
+            if numbers == at.BFLOAT:
+                here[one] = widened(bfloat(here[one]))
+            largest = max(largest, abs(here[one]))
+        scale = write(largest / np.float32(127.0), scales, place, numbers)
+        for one in range(width):
+            int8s(kept)[one] = np.int8(min(max(np.rint(here[one] / scale), np.float32(-127.0)), np.float32(127.0)))
 
 
 @exact
@@ -79,18 +130,22 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
     width, form, segments = about[at.HEAD_DIM], about[at.CACHE], segments_of(plan)
     head, segment = share // segments, share % segments
     group = about[at.NUM_HEADS] // about[at.NUM_KV_HEADS]
-    stride = width * size_of(form)
+    is_short = PAIRS_BFLOATS and form == at.SHORT
+    multiplied = at.BFLOAT if is_short else form
+    stride = width * 3 // 2 if is_short else width * size_of(form)
     count = min(at.SEGMENT, about[at.POSITION] + 1 - segment * at.SEGMENT)
     first = place_of(plan, head) + segment * at.SEGMENT
     keys, values = row[at.KEYS] + first * stride, row[at.VALUES] + first * stride
-    scale_size = size_of(about[at.NUMBERS])
+    scale_size = 1 if is_short else size_of(about[at.NUMBERS])
     key_scales, value_scales = row[at.KEY_SCALES] + first * scale_size, row[at.VALUE_SCALES] + first * scale_size
-    if form == at.INT8:
+    if form == at.INT8 or is_short:
         bring(key_scales, count * scale_size // LINE + 1)
         bring(value_scales, count * scale_size // LINE + 1)
     projected, queries = about[at.PROJECTED], scratch
     scores = queries + group * width * 4
     scale = np.float32(1.0) / np.sqrt(np.float32(width))
+    if is_short:
+        scale *= np.float32(2.0**MIDDLE)
     for one in range(group):
         query, mine = projected + (head * group + one) * width * 4, queries + one * width * 4
         if row[at.QUERY_NORM]:
@@ -100,14 +155,17 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
         if PAIRS_INTEGERS and form == at.INT8 and width % BLOCK == 0:
             pack_query(mine, packed + one * width * 4, width)
         else:
-            pack(mine, packed + one * width * 4, width, form, form)
-    score(keys, values, count, group, queries, packed, scores, plan)
-    if form == at.INT8:
+            pack(mine, packed + one * width * 4, width, multiplied, multiplied)
+    if is_short:
+        score_groups(keys, values, count, group, packed, scores, width)
+    else:
+        score(keys, values, count, group, queries, packed, scores, plan)
+    if form == at.INT8 or is_short:
         times_scales(scores, key_scales, count, group, plan)
     partial = about[at.PARTIAL] + (head * group * segments + segment) * (width + 2) * 4
     further = segments * (width + 2) * 4
     weigh(scores, count, group, partial, further, plan)
-    if form == at.INT8:
+    if form == at.INT8 or is_short:
         times_scales(scores, value_scales, count, group, plan)
     soon, ahead = values, share + about[at.THREADS]  # keys that this thread is likely to read next
     if ahead < about[at.NUM_KV_HEADS] * segments:
@@ -120,7 +178,10 @@ def times_scales(numbers: int, scales: int, count: int, group: int, plan: int) -
     """Scores times the scales of their keys, or odds times those of their values."""
     for one in range(group):
         here = floats(numbers + one * 4 * at.SEGMENT)
-        if ints(plan)[at.NUMBERS] == at.BFLOAT:
+        if ints(plan)[at.CACHE] == at.SHORT:
+            for key in range(count):
+                here[key] *= factor(bytes_at(scales)[key])
+        elif ints(plan)[at.NUMBERS] == at.BFLOAT:
             for key in range(count):
                 here[key] *= widened(bfloats(scales)[key])
         else:
@@ -162,6 +223,17 @@ def score(keys: int, values: int, count: int, group: int, queries: int, packed: 
 
 
 @exact
+def score_groups(keys: int, values: int, count: int, group: int, packed: int, scores: int, width: int) -> None:
+    """As `score`, of short keys, and without their factors; what a group has beyond `count` is written, too."""
+    step = 4 * at.SEGMENT
+    for key in range(0, count, LANES):
+        offset = key * width * 3 // 2
+        for one in range(0, group, QUERIES):
+            many, mine, found = min(QUERIES, group - one), packed + one * width * 4, scores + one * step + key * 4
+            score_shorts(keys + offset, width, mine, width * 4, many, found, step, values + offset)
+
+
+@exact
 def weigh(scores: int, count: int, group: int, partial: int, further: int, plan: int) -> None:
     """Odds in place of scores, up to what they add up to, which is written with the largest score."""
     cap, padded = fraction(plan, at.SCORE_CAP), -(-count // BLOCK) * BLOCK
@@ -186,6 +258,9 @@ def add_values(values: int, count: int, group: int, scores: int, sums: int, furt
     width, form = about[at.HEAD_DIM], about[at.CACHE]
     size, whole = size_of(form), width // BLOCK * BLOCK
     stride = width * size
+    if PAIRS_BFLOATS and form == at.SHORT:
+        add_shorts(values, count, group, scores, sums, further, soon, width)
+        return
     if PAIRS_INTEGERS and form == at.INT8 and width % BLOCK == 0:
         add_bytes(values, count, group, scores, sums, further, soon, width)
         return
@@ -219,6 +294,20 @@ def add_bytes(values: int, count: int, group: int, scores: int, sums: int, furth
         for one in range(0, group, VALUE_QUERIES):
             many, odds, out = min(VALUE_QUERIES, group - one), scores + one * step, sums + one * further + place * 4
             sum_bytes(values + place, width, count, odds, step, out, further, many, soon + place)
+
+
+@exact
+def add_shorts(
+    values: int, count: int, group: int, scores: int, sums: int, further: int, soon: int, width: int
+) -> None:
+    """As `add_values`, with odds that have the factors of their values, which are halved."""
+    step, stride = 4 * at.SEGMENT, 3 * width
+    for one in range(group):
+        halve(scores + one * step, -(-count // BLOCK) * BLOCK)
+    for place in range(0, width, BLOCK):
+        for one in range(0, group, QUERIES):
+            many, odds, out = min(QUERIES, group - one), scores + one * step, sums + one * further + place * 4
+            sum_shorts(values + 3 * place, stride, count, odds, step, out, further, many, soon + 3 * place)
 
 
 @exact

@@ -279,39 +279,6 @@ def turn(x: int, y: int, plan: int, scale: np.float32) -> None:
 
 
 @exact
-def write(x: np.float32, address: int, place: int, form: int) -> np.float32:
-    """A number in its form, bfloat16 or float32; what it is then."""
-    if form == at.BFLOAT:
-        bfloats(address)[place] = bfloat(x)
-        return widened(bfloats(address)[place])
-    floats(address)[place] = x
-    return x
-
-
-@exact
-def keep(x: int, kept: int, scales: int, place: int, plan: int) -> None:
-    """Write a token's numbers, and their scale if there is one, to its place in the cache, in its form."""
-    about, here = ints(plan), floats(x)
-    width, form, numbers = about[at.HEAD_DIM], about[at.CACHE], about[at.NUMBERS]
-    kept += place * width * size_of(form)
-    if form == at.BFLOAT:
-        for one in range(width):
-            bfloats(kept)[one] = bfloat(here[one])
-    elif form == at.FLOAT:
-        for one in range(width):
-            floats(kept)[one] = here[one]
-    else:  # as `text.kept` does it, of the same numbers
-        largest = np.float32(1e-6)
-        for one in range(width):
-            if numbers == at.BFLOAT:
-                here[one] = widened(bfloat(here[one]))
-            largest = max(largest, abs(here[one]))
-        scale = write(largest / np.float32(127.0), scales, place, numbers)
-        for one in range(width):
-            int8s(kept)[one] = np.int8(min(max(np.rint(here[one] / scale), np.float32(-127.0)), np.float32(127.0)))
-
-
-@exact
 def activate(x: int, count: int, kind: int) -> None:
     values = floats(x)
     if kind == 0:

@@ -5,7 +5,9 @@ All are 64-bit integers; a fraction stands there as the bits of its float32. An 
 
 # A matrix: its numbers, row by row, the scales of its rows and its bias, how many rows it has, and the form of numbers.
 MATRIX = (WEIGHT, SCALE, BIAS, COUNT, FORM) = range(5)
-BFLOAT, FLOAT, INT8, INT4 = range(4)  # forms of numbers
+BFLOAT, FLOAT, INT8, INT4, SHORT = range(5)  # forms of numbers; SHORT is that of `core.short_bfloats`
+BLOCK = 64  # numbers of a row that are multiplied at a time
+SHORT_GROUP = 16  # short rows that lie among each other
 
 # A norm: its weight and bias.
 NORM = (GAIN, SHIFT) = range(2)

@@ -18,7 +18,7 @@ from diptych.core.attention import Store
 from diptych.core.checks import is_whole
 from diptych.core.few_queries import FEW
 from diptych.text.decoder import DecoderConfig
-from diptych.text.kept import Kept
+from diptych.text.kept import Kept, KeptInBytes, ShortKept
 from diptych.text.span import Span
 
 STEP = 256  # tokens that the cache grows by, at least
@@ -102,16 +102,11 @@ class KeyValueCache:
         heads = config.num_kv_heads if num_kv_heads is None else num_kv_heads
         self.num_kv_heads = heads
         self.length = min(length, config.context)  # of a text for which there is room now
+        kind = KeptInBytes if settings.dtype == "int8" else Kept
+        self.keys: list[Kept]
+        self.values: list[Kept]
         self.keys, self.values = (
-            [
-                Kept(
-                    (slots, heads, span.room(self.length), config.head_dim),
-                    device,
-                    dtype,
-                    is_int8=settings.dtype == "int8",
-                )
-                for span in self.spans
-            ]
+            [kind((slots, heads, span.room(self.length), config.head_dim), device, dtype) for span in self.spans]
             for _ in range(2)
         )
         self.lengths: list[int] = [0] * slots
@@ -125,8 +120,20 @@ class KeyValueCache:
         return not any(span.window for span in self.spans)
 
     @property
+    def is_short(self) -> bool:
+        return isinstance(self.keys[0], ShortKept)
+
+    @property
     def num_bytes(self) -> int:
         return sum(kept.num_bytes for kept in (*self.keys, *self.values))
+
+    def shorten(self) -> None:
+        """From now on keep bfloat16 in 12 bits (`text.kept`); before anything is kept. For heads of a multiple of 64
+        numbers, on a CPU."""
+        shape = (len(self.lengths), self.num_kv_heads, self.length, self.config.head_dim)
+        self.keys, self.values = (
+            list[Kept](ShortKept(shape, are_values=are_values) for _ in self.spans) for are_values in (False, True)
+        )
 
     def reserve(self, prompt: int = 0) -> int:
         """A free slot, empty, for a text whose first `prompt` tokens are known at once; the cache grows if there is

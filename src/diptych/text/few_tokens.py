@@ -17,7 +17,7 @@ from diptych.core.attention import Attention
 from diptych.core.crew import crew, num_threads
 from diptych.core.dropout import Dropout
 from diptych.core.feedforward import FeedForward
-from diptych.core.machine_code import is_here
+from diptych.core.machine_code import is_here, multiplies_bfloats
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import rotary
 from diptych.core.quantised import Int4Linear, Int8Linear, QuantisedEmbedding
@@ -55,6 +55,12 @@ def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
     )
 
 
+def _takes_short(cache: KeyValueCache) -> bool:
+    """Whether bfloat16 keys and values take 12 bits: where the kernel multiplies pairs of them."""
+    is_bfloat = cache.keys[0].parts[0].dtype == torch.bfloat16
+    return is_bfloat and cache.config.head_dim % at.BLOCK == 0 and multiplies_bfloats()
+
+
 def _takes_nibbles(decoder: Decoder, numbers: set[torch.dtype]) -> bool:
     layers = [module for module in decoder.modules() if isinstance(module, Int4Linear)]
     return all(layer.unpacks for layer in layers) and numbers == {torch.bfloat16} and torch.cpu._is_vnni_supported()
@@ -64,6 +70,8 @@ class FewTokens:
     """A decoder and a cache that `suits`, as the kernel's tables. The weights stay where they are."""
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
+        if _takes_short(cache):
+            cache.shorten()
         self._decoder, self._cache, config = decoder, cache, decoder.config
         modules, self._unchanged = list(decoder.modules()), Unchanged(decoder)
         self._dtype = next(decoder.norm.parameters()).dtype
@@ -76,7 +84,7 @@ class FewTokens:
         plan[at.NUM_HEADS], plan[at.NUM_KV_HEADS] = config.num_heads, config.num_kv_heads
         plan[at.HEAD_DIM], plan[at.VOCABULARY] = config.head_dim, config.vocab_size
         plan[at.NUMBERS], plan[at.IS_LAYER_NORM] = FORMS[self._dtype], config.norm == "layer"
-        plan[at.CACHE] = FORMS[cache.keys[0].parts[0].dtype]
+        plan[at.CACHE] = at.SHORT if cache.is_short else FORMS[cache.keys[0].parts[0].dtype]
         plan[at.ACTIVATION], plan[at.EPS] = at.ACTIVATIONS[config.activation], _bits(config.norm_eps)
         plan[at.SCORE_CAP], plan[at.LOGIT_CAP] = _bits(config.attention_softcap), _bits(config.logit_softcap)
         plan[at.THREADS], plan[at.LAYER_TABLE] = num_threads(), self._layers.ctypes.data
