@@ -50,7 +50,6 @@ SWITCHES = {
     "qwen2": replace(LLAMA, has_qkv_bias=True, width=64, hidden=64),
     "one head of keys": replace(LLAMA, num_kv_heads=1, head_dim=20),
     "caps": replace(LLAMA, attention_softcap=5.0, logit_softcap=3.0),
-    "caps over whole blocks": replace(LLAMA, head_dim=64, attention_softcap=5.0, logit_softcap=3.0),
     "no positions": replace(LLAMA, position="none", activation="relu2", is_gated=False),
     "gelu": replace(LLAMA, activation="gelu", norm="layer"),
     "relu": replace(LLAMA, activation="relu", norm_eps=1e-3),
@@ -169,17 +168,18 @@ def test_a_long_text_is_read_in_segments_from_a_cache_that_grows(kind: str, cach
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cache", ["", "int8"])
 @pytest.mark.parametrize(
-    ("group", "head_dim"), [(1, 64), (2, 128), (3, 64), (4, 64), (5, 64), (8, 64), (3, 72), (5, 8), (3, 20)]
+    ("group", "head_dim", "cap"),
+    [(1, 64, 0), (2, 128, 0), (3, 64, 0), (4, 64, 2), (5, 64, 0), (8, 64, 0), (3, 72, 2), (5, 8, 0), (3, 20, 0)],
 )
 def test_queries_of_a_group_see_whole_and_broken_segments(
-    group: int, head_dim: int, cache: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    group: int, head_dim: int, cap: float, cache: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to one key more and one less than whole lanes, fours and segments. In torch the same weights are float32, and
     keys and values those that ours has kept. What is left is how exactly they are multiplied: in bytes by steps of
     2^-15 of the largest number of a block, in bfloat16, which itself rounds by 2^-9, by two halves."""
     bound = 2**-12 if cache else 2**-14 if kind == "bfloat16" else 2**-17
     sizes = {"width": 64, "hidden": 64, "num_heads": 2 * group, "head_dim": head_dim, "context": 2 * SEGMENT}
-    config = replace(LLAMA, num_layers=1, position="none", **sizes)
+    config = replace(LLAMA, num_layers=1, position="none", attention_softcap=cap, **sizes)
     decoder, wide = decoder_of(config, getattr(torch, kind)), decoder_of(config, getattr(torch, kind)).float()
     for length in (14, 15, 16, 30, SEGMENT - 2, SEGMENT - 1, SEGMENT, SEGMENT + 15, 2 * SEGMENT - 1):
         prompt = [place * place % 97 for place in range(length)]
