@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ SOURCES = (
     "row_kernel.py",
 )
 _owners: list[Any] = []  # of the code in memory
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,14 @@ def multiplies_bfloats() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512bf16"))
 
 
-@cache
 def compiled() -> Compiled:
     """What is compiled, as machine code. Python's lock is free while it runs."""
+    with _making:  # once, whoever asks meanwhile
+        return _compiled()
+
+
+@cache
+def _compiled() -> Compiled:
     import llvmlite
     import llvmlite.binding as llvm
 

@@ -4,7 +4,7 @@ Two tensors a layer, in which each sequence has a row (slot), however long it is
 place; what lies past a sequence's length is never looked at, so a slot is freed by setting its length to 0. Slots grow
 by doubling. Length grows in small steps up to the model's context, a layer at a time: what is kept lies close together,
 and attention over a few new tokens reads all of it without a copy. A layer with a sliding window keeps no more than
-that (`text.span`), and everything may be kept in 8 bits (`text.kept`).
+that (`text.span`), and everything may be kept in fewer bits (`text.kept`).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,8 @@ class CacheSettings:
     """How the cache keeps what was read.
 
     Args:
-        dtype: "int8" halves the memory for a small error; "" keeps keys and values as they are computed.
+        dtype: "int8" halves the memory for a small error; "" keeps keys and values as they are computed, bfloat16 in 12
+            bits where the compiled kernel reads them (`text.kept`).
         sinks: tokens of the beginning that stay when a text outgrows the context, which it then may: attention goes on
             over them and the last `window` tokens, with positions counted within the cache (Xiao et al. 2023, sec.
             3.2). They take 4. With 0 a text ends where the context does.
