@@ -1,8 +1,8 @@
 """Reading a few tokens, as writing does: the decoder by one call of compiled code (`core.row_kernel`).
 
 Here is decided what that is for: plain transformers on a CPU, whose weights lie there in bfloat16, float32, 8 or 4
-bits, over a cache that keeps all of a text, as it is, in 12 bits or in 8, and up to MOST tokens that go on from there: the
-next one of each of some texts, or one and those drafted after it. All others go through torch; both give the same
+bits, over a cache that keeps all of a text, as it is, in 12 bits or in 8, and up to MOST tokens that go on from there:
+the next one of each of some texts, or one and those drafted after it. All others go through torch; both give the same
 logits within rounding.
 """
 
