@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Engine
 
 from diptych.core import graphs
-from diptych.core.machine_code import compiled, is_here
+from diptych.core.machine_code import compiled, is_here, kernels_folder
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
@@ -72,10 +73,19 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled() -> None:
-    """Before a test looks at standard error, where a line tells of compiling."""
+def kernels() -> Callable[[Path], Path]:
+    """kernels(FOLDER): an empty cache folder, but for what this session has compiled, before a test looks at standard
+    error, where a line tells of compiling."""
     if is_here():
         compiled()
+    made = kernels_folder()
+
+    def cache_at(folder: Path) -> Path:
+        if made.is_dir():
+            shutil.copytree(made, folder / "kernels")
+        return folder
+
+    return cache_at
 
 
 @pytest.fixture

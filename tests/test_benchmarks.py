@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,10 @@ def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_loops_share_is_measured_in_the_real_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+def test_the_loops_share_is_measured_in_the_real_loop(
+    kernels: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(kernels(tmp_path / "cache")))
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "tale.txt").write_text("Once upon a time there was a fox. It lived by the sea.\n" * 60)
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import peers; print(peers.loop_share('tiny.toml'))"

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if re.
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, kernels: Callable[[Path], Path]) -> Path:
     """Where a reader stands: the recipes beside them, a text of their own, `diptych` on the path."""
     place = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "recipes", place / "recipes")
@@ -32,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry = place / "bin" / "diptych"
     entry.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m diptych \"$@\"\n")
     entry.chmod(0o755)
+    kernels(place / "cache")
     return place
 
 

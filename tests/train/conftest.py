@@ -79,6 +79,7 @@ weights = { worn = 2.0 }
 scenes = 24
 held_out = 8
 size = 32
+fresh = 60
 """
 
 RECIPES["contrastive"] = """
@@ -139,7 +140,7 @@ name = "muon"
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def world(tmp_path_factory: pytest.TempPathFactory, kernels: Callable[[Path], Path]) -> Iterator[Path]:
     """A data folder with a disc of its own colour for every sprite, and tales; a cache beside it."""
     folder = tmp_path_factory.mktemp("world")
     for style, side in (("3d", 128), ("flat", 72)):
@@ -165,7 +166,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "tales.txt").write_text("<|endoftext|>".join(tales))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIPTYCH_DATA", str(folder))
-        patch.setenv("DIPTYCH_CACHE", str(folder / "cache"))
+        patch.setenv("DIPTYCH_CACHE", str(kernels(folder / "cache")))
         yield folder
 
 

@@ -109,12 +109,17 @@ def _machine() -> tuple[Any, dict[str, str]]:
     return target.create_target_machine(**processor, opt=3, reloc="pic", codemodel="jitdefault"), processor
 
 
+def kernels_folder() -> Path:
+    """Where what is compiled is kept."""
+    return Path(os.environ.get("DIPTYCH_CACHE") or user_cache_path("diptych")) / "kernels"
+
+
 def _kept(about: str, make: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
     """What was made before on such a machine; made now, if there is nothing or it is damaged."""
     digest = hashlib.sha256(about.encode())
     for source in SOURCES:
         digest.update(Path(__file__).with_name(source).read_bytes())
-    folder = Path(os.environ.get("DIPTYCH_CACHE") or user_cache_path("diptych")) / "kernels"
+    folder = kernels_folder()
     path = folder / f"row-{digest.hexdigest()[:16]}.o"
     with suppress(OSError, ValueError):
         check, kept = path.read_bytes().split(b"\n", 1)
