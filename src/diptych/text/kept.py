@@ -133,6 +133,7 @@ class ShortKept(Kept):
         self.write_at(torch.full((count,), slot), torch.arange(start, start + count), new.transpose(0, 1))
 
     def write_at(self, slots: Tensor, places: Tensor, new: Tensor) -> None:
+        new = new.to(torch.bfloat16)
         if new.stride(-1) != 1:
             new = new.contiguous()
         which = [one.contiguous() for one in (slots, places)]
