@@ -74,10 +74,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def kernels() -> Callable[[Path], Path]:
-    """kernels(FOLDER): an empty cache folder, but for what this session has compiled, before a test looks at standard
-    error, where a line tells of compiling."""
+    """kernels(FOLDER): a new cache folder that has what this session compiled, so that other processes need not."""
     if is_here():
-        compiled()
+        compiled()  # before a test looks at standard error, where a line tells of it
     made = kernels_folder()
 
     def cache_at(folder: Path) -> Path:

@@ -113,6 +113,40 @@ dot_bfloat_keys = (
 dot_int8_keys = _keys_product(1, LANES, times_floats(read_int8s))
 
 
+def keys_scores_of(most: int, sum_up: Callable[..., list[Any]]) -> Any:
+    """An intrinsic: the products of LANES keys of `width` numbers, which lie together, with up to `most` packed
+    queries. These and the scores lie `next_packed` and `next_scores` bytes one after the other. As much memory as the
+    keys take is asked for at `soon`, a line at a time between products.
+
+    Args:
+        sum_up: (builder, queries, addresses and counts) -> vectors, one a query.
+    """
+
+    @intrinsic
+    def keys_scores(
+        context: Any,
+        keys: Any,
+        width: Any,
+        packed: Any,
+        next_packed: Any,
+        queries: Any,
+        scores: Any,
+        next_scores: Any,
+        soon: Any,
+    ) -> Typed:
+        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            keys, width, packed, next_packed, queries, scores, next_scores, soon = given
+            for many in range(1, most + 1):
+                with builder.if_then(builder.icmp_signed("==", queries, LONG(many))):
+                    for query, total in enumerate(sum_up(builder, many, keys, width, packed, next_packed, soon)):
+                        store(builder, total, builder.add(scores, builder.mul(next_scores, LONG(query))))
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 8), code
+
+    return keys_scores
+
+
 def _raised(builder: Any, x: Any) -> Any:
     """exp(x) for x <= 0, as `row_math.raised` has it, but 0 where that is as good as 0."""
 
@@ -133,7 +167,7 @@ def _raised(builder: Any, x: Any) -> Any:
     return builder.select(is_nothing, ZEROS, builder.fmul(y, builder.bitcast(bits, VECTOR)))
 
 
-def halves_of(builder: Any, x: Any) -> tuple[Any, Any]:
+def _halves(builder: Any, x: Any) -> tuple[Any, Any]:
     """Numbers as two vectors of 16 bits: bfloat16 by their upper halves, and the nearest to what these leave."""
     bits, halves, kind = builder.bitcast(x, WORDS), ir.VectorType(HALF, LANES), ir.VectorType(Bfloat(), LANES)
     upper = builder.trunc(builder.lshr(bits, words(16)), halves)
@@ -142,59 +176,68 @@ def halves_of(builder: Any, x: Any) -> tuple[Any, Any]:
     return upper, builder.bitcast(builder.call(nearest, [rest]), halves)
 
 
-def _weigh(splits: bool) -> Any:
-    @intrinsic
-    def weigh(context: Any, scores: Any, count: Any, out: Any) -> Typed:
-        """exp(score - largest) in place of scores; at `out` the largest, and the sum of the others. `count` is a
-        multiple of LANES."""
+@intrinsic
+def raise_scores(context: Any, scores: Any, count: Any, out: Any) -> Typed:
+    """exp(score - largest) in place of scores; at `out` the largest, and the sum of the others. `count` is a
+    multiple of LANES."""
 
-        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            scores, count, out = values
-            vectors, lowest = builder.udiv(count, LONG(LANES)), constant(-3e38)
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        scores, count, out = values
+        vectors, lowest = builder.udiv(count, LONG(LANES)), constant(-3e38)
 
-            def at(place: Any) -> Any:
-                return builder.add(scores, builder.mul(place, LONG(4 * LANES)))
+        def at(place: Any) -> Any:
+            return builder.add(scores, builder.mul(place, LONG(4 * LANES)))
 
-            start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            place, so_far = builder.phi(LONG), builder.phi(VECTOR)
-            score = read_floats(builder, at(place))
-            most = builder.select(builder.fcmp_ordered(">", score, so_far), score, so_far)
-            following = builder.add(place, LONG(1))
-            for phi, first, later in ((place, LONG(0), following), (so_far, lowest, most)):
-                phi.add_incoming(first, start)
-                phi.add_incoming(later, loop)
-            builder.cbranch(builder.icmp_signed("<", following, vectors), loop, after)
-            builder.position_at_end(after)
-            largest = builder.call(
-                llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
-            )
-            builder.store(largest, builder.inttoptr(out, FLOAT.as_pointer()), align=4)
-            each = each_lane(builder, out)
+        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        place, so_far = builder.phi(LONG), builder.phi(VECTOR)
+        score = read_floats(builder, at(place))
+        most = builder.select(builder.fcmp_ordered(">", score, so_far), score, so_far)
+        following = builder.add(place, LONG(1))
+        for phi, first, later in ((place, LONG(0), following), (so_far, lowest, most)):
+            phi.add_incoming(first, start)
+            phi.add_incoming(later, loop)
+        builder.cbranch(builder.icmp_signed("<", following, vectors), loop, after)
+        builder.position_at_end(after)
+        largest = builder.call(
+            llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
+        )
+        builder.store(largest, builder.inttoptr(out, FLOAT.as_pointer()), align=4)
+        each = each_lane(builder, out)
 
-            def grow(place: Any, totals: list[Any]) -> list[Any]:
-                here = at(place)
-                odds = _raised(builder, builder.fsub(read_floats(builder, here), each))
-                if splits:
-                    for half, offset in zip(halves_of(builder, odds), (0, 2 * LANES), strict=True):
-                        store(builder, half, builder.add(here, LONG(offset)))
-                else:
-                    store(builder, odds, here)
-                return [builder.fadd(totals[0], odds)]
+        def grow(place: Any, totals: list[Any]) -> list[Any]:
+            here = at(place)
+            odds = _raised(builder, builder.fsub(read_floats(builder, here), each))
+            store(builder, odds, here)
+            return [builder.fadd(totals[0], odds)]
 
-            (total,) = loop_of(builder, vectors, 1, grow)
-            add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
-            total = builder.call(add_up, [FLOAT(0.0), total], fastmath=("reassoc",))
-            builder.store(total, builder.inttoptr(builder.add(out, LONG(4)), FLOAT.as_pointer()), align=4)
-            return context.get_dummy_value()
+        (total,) = loop_of(builder, vectors, 1, grow)
+        add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
+        total = builder.call(add_up, [FLOAT(0.0), total], fastmath=("reassoc",))
+        builder.store(total, builder.inttoptr(builder.add(out, LONG(4)), FLOAT.as_pointer()), align=4)
+        return context.get_dummy_value()
 
-        return types.void(INT, INT, INT), code
-
-    return weigh
+    return types.void(INT, INT, INT), code
 
 
-weigh_floats, weigh_bfloats = _weigh(False), _weigh(PAIRS_BFLOATS)
+@intrinsic
+def halve(context: Any, numbers: Any, count: Any) -> Typed:
+    """Each LANES float32 as their upper halves and, after them, their lower ones; `count` is a multiple of LANES."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        numbers, count = given
+
+        def step(place: Any, totals: list[Any]) -> list[Any]:
+            here = builder.add(numbers, builder.mul(place, LONG(4 * LANES)))
+            for half, offset in zip(_halves(builder, read_floats(builder, here)), (0, 2 * LANES), strict=True):
+                store(builder, half, builder.add(here, LONG(offset)))
+            return []
+
+        loop_of(builder, builder.udiv(count, LONG(LANES)), 0, step)
+        return context.get_dummy_value()
+
+    return types.void(INT, INT), code
 
 
 def values_sum_of(most: int, sum_up: Callable[..., list[Any]]) -> Any:

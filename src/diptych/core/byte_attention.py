@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from diptych.core.attention_lanes import constant, in_turn, store, values_sum_of, words
+from diptych.core.attention_lanes import constant, in_turn, keys_scores_of, store, values_sum_of, words
 from diptych.core.lanes import (
     BLOCK,
     BYTE,
@@ -114,53 +114,31 @@ def _turned(builder: Any, rows: list[Any]) -> list[Any]:
     return [columns[word % 4][word // 4] for word in range(LANES)]
 
 
-@intrinsic
-def score_bytes(
-    context: Any,
-    keys: Any,
-    width: Any,
-    packed: Any,
-    next_packed: Any,
-    queries: Any,
-    scores: Any,
-    next_scores: Any,
-    soon: Any,
-) -> Typed:
-    """The products of LANES keys of `width` bytes, one after the other, with up to KEY_QUERIES packed queries. These
-    and the scores lie `next_packed` and `next_scores` bytes one after the other. As much memory as the keys take is
-    asked for at `soon`, a line at a time between products."""
+def _by_fours(builder: Any, many: int, keys: Any, width: Any, packed: Any, next_packed: Any, soon: Any) -> list[Any]:
+    """The keys, a byte a number, are turned."""
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        keys, width, packed, next_packed, queries, scores, next_scores, soon = given
+    def grow(block: Any, totals: list[Any]) -> list[Any]:
+        first = builder.add(keys, builder.mul(block, LONG(BLOCK)))
+        rows = [builder.add(first, builder.mul(width, LONG(key))) for key in range(LANES)]
+        signs = words(0x80808080)  # adds 128 to each number
+        fours = _turned(builder, [builder.xor(read_at(builder, row, WORDS), signs) for row in rows])
+        here = builder.add(packed, builder.mul(block, LONG(4 * BLOCK)))
+        mine = [builder.add(here, builder.mul(next_packed, LONG(query))) for query in range(many)]
+        begins = [each_lane(builder, builder.add(query, LONG(BEGIN)), WORDS) for query in mine]
+        sums = [[words(0), begin] for begin in begins]
+        coming = builder.add(soon, builder.mul(block, LONG(LANES * LINE)))
+        for place, four in enumerate(fours):
+            bring_line(builder, builder.add(coming, LONG(LINE * place)))
+            for query, both in zip(mine, sums, strict=True):
+                for digit, offset in enumerate((0, LOW)):
+                    signed = each_lane(builder, builder.add(query, LONG(offset + 4 * place)), WORDS)
+                    both[digit] = multiplied(builder, both[digit], four, signed)
+        return [_worth(builder, *one) for one in zip(sums, mine, totals, strict=True)]
 
-        def blocks_of(many: int) -> list[Any]:
-            def grow(block: Any, totals: list[Any]) -> list[Any]:
-                first = builder.add(keys, builder.mul(block, LONG(BLOCK)))
-                rows = [builder.add(first, builder.mul(width, LONG(key))) for key in range(LANES)]
-                signs = words(0x80808080)  # adds 128 to each number
-                fours = _turned(builder, [builder.xor(read_at(builder, row, WORDS), signs) for row in rows])
-                here = builder.add(packed, builder.mul(block, LONG(4 * BLOCK)))
-                mine = [builder.add(here, builder.mul(next_packed, LONG(query))) for query in range(many)]
-                begins = [each_lane(builder, builder.add(query, LONG(BEGIN)), WORDS) for query in mine]
-                sums = [[words(0), begin] for begin in begins]
-                coming = builder.add(soon, builder.mul(block, LONG(LANES * LINE)))
-                for place, four in enumerate(fours):
-                    bring_line(builder, builder.add(coming, LONG(LINE * place)))
-                    for query, both in zip(mine, sums, strict=True):
-                        for digit, offset in enumerate((0, LOW)):
-                            signed = each_lane(builder, builder.add(query, LONG(offset + 4 * place)), WORDS)
-                            both[digit] = multiplied(builder, both[digit], four, signed)
-                return [_worth(builder, *one) for one in zip(sums, mine, totals, strict=True)]
+    return loop_of(builder, builder.udiv(width, LONG(BLOCK)), many, grow)
 
-            return loop_of(builder, builder.udiv(width, LONG(BLOCK)), many, grow)
 
-        for many in range(1, KEY_QUERIES + 1):
-            with builder.if_then(builder.icmp_signed("==", queries, LONG(many))):
-                for query, total in enumerate(blocks_of(many)):
-                    store(builder, total, builder.add(scores, builder.mul(next_scores, LONG(query))))
-        return context.get_dummy_value()
-
-    return types.void(*[INT] * 8), code
+score_bytes = keys_scores_of(KEY_QUERIES, _by_fours)
 
 
 @intrinsic

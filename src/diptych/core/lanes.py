@@ -21,6 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diptych.core import row_plan as at
+from diptych.core.machine_code import multiplies_bfloats
 
 BLOCK, LANES = at.BLOCK, 16  # numbers of a row that are taken at a time, and those of a vector
 LINE = 64  # bytes of a line of memory
@@ -32,7 +33,7 @@ ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 CONTRACT = ("contract",)
 
 _features = llvmlite.binding.get_host_cpu_features()
-PAIRS_BFLOATS = bool(_features.get("avx512bf16"))
+PAIRS_BFLOATS = multiplies_bfloats()
 PAIRS_INTEGERS = bool(_features.get("avx512vnni"))
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 

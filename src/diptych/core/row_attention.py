@@ -15,11 +15,11 @@ from diptych.core.attention_lanes import (
     dot_bfloat_keys,
     dot_float_keys,
     dot_int8_keys,
+    halve,
+    raise_scores,
     sum_bfloat_values,
     sum_float_values,
     sum_int8_values,
-    weigh_bfloats,
-    weigh_floats,
 )
 from diptych.core.byte_attention import KEY_QUERIES, VALUE_QUERIES, pack_odds, pack_query, score_bytes, sum_bytes
 from diptych.core.lanes import (
@@ -48,8 +48,8 @@ from diptych.core.row_math import (
     turn,
     widened,
 )
-from diptych.core.short_attention import halve, score_shorts, sum_shorts
-from diptych.core.short_bfloats import MIDDLE, factor, keep_row
+from diptych.core.short_attention import score_shorts, sum_shorts
+from diptych.core.short_bfloats import MIDDLE, factor, keep_row, short_size
 
 LOWEST = np.float32(-3e38)  # a score whose odds are 0
 
@@ -132,7 +132,7 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
     group = about[at.NUM_HEADS] // about[at.NUM_KV_HEADS]
     is_short = PAIRS_BFLOATS and form == at.SHORT
     multiplied = at.BFLOAT if is_short else form
-    stride = width * 3 // 2 if is_short else width * size_of(form)
+    stride = short_size(width) if is_short else width * size_of(form)
     count = min(at.SEGMENT, about[at.POSITION] + 1 - segment * at.SEGMENT)
     first = place_of(plan, head) + segment * at.SEGMENT
     keys, values = row[at.KEYS] + first * stride, row[at.VALUES] + first * stride
@@ -167,6 +167,9 @@ def attend(plan: int, layer: int, share: int, scratch: int, packed: int) -> None
     weigh(scores, count, group, partial, further, plan)
     if form == at.INT8 or is_short:
         times_scales(scores, value_scales, count, group, plan)
+    if PAIRS_BFLOATS and multiplied == at.BFLOAT:
+        for one in range(group):
+            halve(scores + one * 4 * at.SEGMENT, -(-count // BLOCK) * BLOCK)
     soon, ahead = values, share + about[at.THREADS]  # keys that this thread is likely to read next
     if ahead < about[at.NUM_KV_HEADS] * segments:
         soon = row[at.KEYS] + (place_of(plan, ahead // segments) + ahead % segments * at.SEGMENT) * stride
@@ -227,7 +230,7 @@ def score_groups(keys: int, values: int, count: int, group: int, packed: int, sc
     """As `score`, of short keys, and without their factors; what a group has beyond `count` is written, too."""
     step = 4 * at.SEGMENT
     for key in range(0, count, LANES):
-        offset = key * width * 3 // 2
+        offset = key * short_size(width)
         for one in range(0, group, QUERIES):
             many, mine, found = min(QUERIES, group - one), packed + one * width * 4, scores + one * step + key * 4
             score_shorts(keys + offset, width, mine, width * 4, many, found, step, values + offset)
@@ -245,10 +248,7 @@ def weigh(scores: int, count: int, group: int, partial: int, further: int, plan:
                 mine[key] = cap * tanh(mine[key] / cap)
         for key in range(count, padded):
             mine[key] = LOWEST
-        if ints(plan)[at.CACHE] == at.BFLOAT:
-            weigh_bfloats(here, padded, partial + one * further)
-        else:
-            weigh_floats(here, padded, partial + one * further)
+        raise_scores(here, padded, partial + one * further)
 
 
 @exact
@@ -300,19 +300,18 @@ def add_bytes(values: int, count: int, group: int, scores: int, sums: int, furth
 def add_shorts(
     values: int, count: int, group: int, scores: int, sums: int, further: int, soon: int, width: int
 ) -> None:
-    """As `add_values`, with odds that have the factors of their values, which are halved."""
-    step, stride = 4 * at.SEGMENT, 3 * width
-    for one in range(group):
-        halve(scores + one * step, -(-count // BLOCK) * BLOCK)
+    """As `add_values`, with odds that have the factors of their values."""
+    step, stride = 4 * at.SEGMENT, 2 * short_size(width)
     for place in range(0, width, BLOCK):
+        here = 2 * short_size(place)
         for one in range(0, group, QUERIES):
             many, odds, out = min(QUERIES, group - one), scores + one * step, sums + one * further + place * 4
-            sum_shorts(values + 3 * place, stride, count, odds, step, out, further, many, soon + 3 * place)
+            sum_shorts(values + here, stride, count, odds, step, out, further, many, soon + here)
 
 
 @exact
 def odd_of(odds: int, key: int, form: int) -> np.float32:
-    """One of the odds that `weigh` wrote: where pairs are multiplied, LANES upper halves before LANES lower ones."""
+    """One of the odds: where pairs are multiplied, LANES upper halves before LANES lower ones."""
     if form == at.BFLOAT and PAIRS_BFLOATS:
         place = key // LANES * 2 * LANES + key % LANES
         return widened(bfloats(odds)[place]) + widened(bfloats(odds)[place + LANES])

@@ -7,24 +7,18 @@ Half of it is the same for all: queries come with 2^MIDDLE, sums of values are g
 
 from typing import Any
 
-from numba import types
-from numba.extending import intrinsic
-
-from diptych.core.attention_lanes import QUERIES, constant, halves_of, store, values_sum_of
+from diptych.core.attention_lanes import QUERIES, constant, keys_scores_of, values_sum_of
 from diptych.core.lanes import (
-    INT,
     LANES,
     LINE,
     LONG,
     PAIRED_BFLOATS,
     VECTOR,
     WORDS,
-    Typed,
     bring_line,
     each_lane,
     llvm,
     loop_of,
-    read_floats,
 )
 from diptych.core.short_bfloats import MIDDLE, SHORT_BLOCK, small_bfloats
 
@@ -35,73 +29,28 @@ def _multiplied(builder: Any, total: Any, pairs: Any, others: Any) -> Any:
     return builder.call(multiply, [total, *(builder.bitcast(one, kind) for one in (pairs, others))])
 
 
-@intrinsic
-def score_shorts(
-    context: Any,
-    keys: Any,
-    width: Any,
-    packed: Any,
-    next_packed: Any,
-    queries: Any,
-    scores: Any,
-    next_scores: Any,
-    soon: Any,
-) -> Typed:
-    """The products of a group of keys with up to QUERIES packed queries, in two halves of `width` bfloat16 each. These
-    and the scores lie `next_packed` and `next_scores` bytes one after the other. As much memory as the keys take is
-    asked for at `soon`."""
+def _by_pairs(builder: Any, many: int, keys: Any, width: Any, packed: Any, next_packed: Any, soon: Any) -> list[Any]:
+    """Of the queries there are two halves, `width` bfloat16 each."""
+    halves = (LONG(0), builder.mul(width, LONG(2)))
+    mine = [builder.add(packed, builder.mul(next_packed, LONG(query))) for query in range(many)]
 
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        keys, width, packed, next_packed, queries, scores, next_scores, soon = given
-        halves = (LONG(0), builder.mul(width, LONG(2)))
+    def grow(block: Any, totals: list[Any]) -> list[Any]:
+        offset = builder.mul(block, LONG(SHORT_BLOCK))
+        for line in range(0, SHORT_BLOCK, LINE):
+            bring_line(builder, builder.add(soon, builder.add(offset, LONG(line))))
+        both = small_bfloats(builder, builder.add(keys, offset))
+        grown: list[Any] = []
+        for query in mine:
+            for half in halves:
+                begin = builder.add(builder.add(query, half), builder.mul(block, LONG(8)))
+                for place, pairs in enumerate(both):
+                    other = each_lane(builder, builder.add(begin, LONG(4 * place)), WORDS)
+                    grown.append(_multiplied(builder, totals[len(grown)], pairs, other))
+        return grown
 
-        def totals_of(many: int) -> list[Any]:
-            mine = [builder.add(packed, builder.mul(next_packed, LONG(query))) for query in range(many)]
-
-            def grow(block: Any, totals: list[Any]) -> list[Any]:
-                offset = builder.mul(block, LONG(SHORT_BLOCK))
-                for line in range(0, SHORT_BLOCK, LINE):
-                    bring_line(builder, builder.add(soon, builder.add(offset, LONG(line))))
-                both = small_bfloats(builder, builder.add(keys, offset))
-                grown: list[Any] = []
-                for query in mine:
-                    for half in halves:
-                        begin = builder.add(builder.add(query, half), builder.mul(block, LONG(8)))
-                        for place, pairs in enumerate(both):
-                            other = each_lane(builder, builder.add(begin, LONG(4 * place)), WORDS)
-                            grown.append(_multiplied(builder, totals[len(grown)], pairs, other))
-                return grown
-
-            sums = loop_of(builder, builder.udiv(width, LONG(4)), 4 * many, grow)
-            fours = [sums[first : first + 4] for first in range(0, 4 * many, 4)]
-            return [builder.fadd(builder.fadd(*four[:2]), builder.fadd(*four[2:])) for four in fours]
-
-        for many in range(1, QUERIES + 1):
-            with builder.if_then(builder.icmp_signed("==", queries, LONG(many))):
-                for query, total in enumerate(totals_of(many)):
-                    store(builder, total, builder.add(scores, builder.mul(next_scores, LONG(query))))
-        return context.get_dummy_value()
-
-    return types.void(*[INT] * 8), code
-
-
-@intrinsic
-def halve(context: Any, numbers: Any, count: Any) -> Typed:
-    """Each LANES float32 as their upper halves and, after them, their lower ones; `count` is a multiple of LANES."""
-
-    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        numbers, count = given
-
-        def step(place: Any, totals: list[Any]) -> list[Any]:
-            here = builder.add(numbers, builder.mul(place, LONG(4 * LANES)))
-            for half, offset in zip(halves_of(builder, read_floats(builder, here)), (0, 2 * LANES), strict=True):
-                store(builder, half, builder.add(here, LONG(offset)))
-            return []
-
-        loop_of(builder, builder.udiv(count, LONG(LANES)), 0, step)
-        return context.get_dummy_value()
-
-    return types.void(INT, INT), code
+    sums = loop_of(builder, builder.udiv(width, LONG(4)), 4 * many, grow)
+    fours = [sums[first : first + 4] for first in range(0, 4 * many, 4)]
+    return [builder.fadd(builder.fadd(*four[:2]), builder.fadd(*four[2:])) for four in fours]
 
 
 def _in_pairs(
@@ -133,4 +82,5 @@ def _in_pairs(
     return [builder.fmul(one, constant(2.0**MIDDLE)) for one in found]
 
 
+score_shorts = keys_scores_of(QUERIES, _by_pairs)
 sum_shorts = values_sum_of(QUERIES, _in_pairs)

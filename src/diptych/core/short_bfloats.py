@@ -77,10 +77,16 @@ def factor(largest: int) -> np.float32:
 
 
 @exact
+def short_size(width: int) -> int:
+    """Bytes of a row."""
+    return width * SHORT_BLOCK // BLOCK
+
+
+@exact
 def block_of(row: int, place: int, width: int, are_values: bool) -> int:
     """Bytes from the beginning of a text's rows to the block of a number."""
     within = row % at.SHORT_GROUP // 2 * (width // 32) + place // 32 if are_values else place // 4
-    return row // at.SHORT_GROUP * at.SHORT_GROUP * width * 3 // 2 + within * SHORT_BLOCK
+    return row // at.SHORT_GROUP * at.SHORT_GROUP * short_size(width) + within * SHORT_BLOCK
 
 
 @exact
@@ -140,7 +146,7 @@ def keep_rows(
         for head in range(heads):
             first = (ints(slots)[row] * heads + head) * room
             here = numbers + 2 * (row * next_row + head * next_head)
-            rows = kept + first * width * 3 // 2
+            rows = kept + first * short_size(width)
             keep_row(here, width, ints(places)[row], rows, largest + first, are_values != 0)
     return 0
 
@@ -211,7 +217,7 @@ def read_rows(
     stride = 2 * width
     for one in range(count * heads):
         first = (ints(slots)[one // heads] * heads + one % heads) * room
-        rows, most, here = kept + first * width * 3 // 2, largest + first, out + one * reach * stride
+        rows, most, here = kept + first * short_size(width), largest + first, out + one * reach * stride
         if are_values:
             for row in range(0, reach, 2):
                 for place in range(0, width, 2 * LANES):

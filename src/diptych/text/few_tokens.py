@@ -67,7 +67,8 @@ def _takes_nibbles(decoder: Decoder, numbers: set[torch.dtype]) -> bool:
 
 
 class FewTokens:
-    """A decoder and a cache that `suits`, as the kernel's tables. The weights stay where they are."""
+    """A decoder and a cache that `suits`, as the kernel's tables. The weights stay where they are; the cache, which
+    must be empty, is shortened where the kernel reads that."""
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache) -> None:
         if _takes_short(cache):

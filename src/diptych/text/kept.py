@@ -106,6 +106,10 @@ class KeptInBytes(Kept):
         return numbers.to(scales.dtype).mul_(scales)
 
 
+def _in_groups(length: int) -> int:
+    return -(-length // SHORT_GROUP) * SHORT_GROUP
+
+
 class ShortKept(Kept):
     """The same of bfloat16 on a CPU, in 12 bits; beside them the largest exponents, (slots, heads, length, 1).
 
@@ -118,15 +122,16 @@ class ShortKept(Kept):
 
     def __init__(self, shape: tuple[int, int, int, int], *, are_values: bool) -> None:
         slots, heads, length, width = shape
-        length = -(-length // SHORT_GROUP) * SHORT_GROUP
-        self.parts = [zeros((slots, heads, length, last), torch.uint8, "cpu") for last in (width * 3 // 2, 1)]
+        self.parts = [
+            zeros((slots, heads, _in_groups(length), last), torch.uint8, "cpu") for last in (width * 3 // 2, 1)
+        ]
         self._width, self._are_values = width, are_values
 
     def grow(self, slots: int, length: int) -> None:
-        super().grow(slots, -(-length // SHORT_GROUP) * SHORT_GROUP)
+        super().grow(slots, _in_groups(length))
 
     def copy(self, source: int, slot: int, length: int) -> None:
-        super().copy(source, slot, -(-length // SHORT_GROUP) * SHORT_GROUP)
+        super().copy(source, slot, _in_groups(length))
 
     def write_run(self, slot: int, start: int, new: Tensor) -> None:
         count = new.shape[1]
@@ -142,9 +147,7 @@ class ShortKept(Kept):
 
     def read(self, slots: Sequence[int] | None, rows: Tensor, reach: int) -> Tensor:
         heads, rows = self.parts[0].shape[1], rows.contiguous()
-        found = torch.empty(
-            (len(rows), heads, -(-reach // SHORT_GROUP) * SHORT_GROUP, self._width), dtype=torch.bfloat16
-        )
+        found = torch.empty((len(rows), heads, _in_groups(reach), self._width), dtype=torch.bfloat16)
         about = rows.data_ptr(), *found.shape
         compiled().read(*about, *self._tables(), found.data_ptr(), int(self._are_values))
         return found[:, :, :reach]
