@@ -11,8 +11,8 @@ import diptych
 from diptych.core import machine_code
 
 
-def kept(code: bytes) -> tuple[bytes, str]:
-    return machine_code._kept("this machine", lambda: (code, "name"))
+def kept(code: bytes, library: machine_code.Library = machine_code.ROWS, about: str = "this machine") -> bytes:
+    return machine_code._kept(library, about, lambda: code)
 
 
 @pytest.fixture
@@ -22,14 +22,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_is_made_once(folder: Path) -> None:
-    assert kept(b"one\ntwo") == (b"one\ntwo", "name")
-    assert kept(b"another") == (b"one\ntwo", "name")
+    assert kept(b"one\ntwo") == b"one\ntwo"
+    assert kept(b"another") == b"one\ntwo"
     assert len(list(folder.iterdir())) == 1
 
 
-def test_of_another_machine_it_is_other_code(folder: Path) -> None:
+def test_of_another_machine_or_library_it_is_other_code(folder: Path) -> None:
     kept(b"one")
-    assert machine_code._kept("that machine", lambda: (b"two", "name")) == (b"two", "name")
+    assert kept(b"two", about="that machine") == b"two"
+    assert kept(b"three", machine_code.MANY) == b"three"
+    assert kept(b"four") == b"one"
 
 
 @pytest.mark.parametrize(
@@ -39,24 +41,24 @@ def test_damaged_code_is_made_anew(folder: Path, damage) -> None:
     kept(b"one")
     (path,) = folder.iterdir()
     path.write_bytes(damage(path.read_bytes()))
-    assert kept(b"two") == (b"two", "name")
-    assert kept(b"three") == (b"two", "name")
+    assert kept(b"two") == b"two"
+    assert kept(b"three") == b"two"
 
 
 def test_code_that_cannot_be_kept_is_made_each_time(folder: Path) -> None:
     folder.write_text("no folder")
-    assert kept(b"one") == (b"one", "name")
-    assert kept(b"two") == (b"two", "name")
+    assert kept(b"one") == b"one"
+    assert kept(b"two") == b"two"
 
 
 def test_it_is_this_diptych_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was imported from a folder that the other process would not look into."""
 
     def run(command: list[str], *, env: dict[str, str], **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(stdout=f"{env['PYTHONPATH']}\ncode".encode())
+        return SimpleNamespace(stdout=f"{env['PYTHONPATH']}\n{command[-1]}".encode())
 
     monkeypatch.setattr(machine_code.subprocess, "run", run)
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    code, paths = machine_code._made_apart()
-    assert code == b"code"
+    paths, library = machine_code._made_apart(machine_code.MANY).decode().split("\n")
+    assert library == "many"
     assert paths.split(os.pathsep) == [str(Path(diptych.__file__).parents[1]), "elsewhere"]

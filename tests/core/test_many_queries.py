@@ -35,6 +35,7 @@ def test_only_what_sees_everything_and_learns_nothing_comes_here(monkeypatch: py
         assert not suits(q.float(), q.float(), q.float(), None, False)
     assert not suits(q, q, q, None, False)
     called = []
+    monkeypatch.setattr("diptych.core.flash.IS_HERE", False)
     monkeypatch.setattr(many_queries, "attend_many", lambda *heads: called.append(heads) or q)
     with torch.no_grad():
         attend(q, q, q)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core import blocked, long_rows, many_queries
+from diptych.core import blocked, flash, long_rows, many_queries
 from diptych.core.few_queries import attend_few
 from diptych.core.fused import linear_plus
 from diptych.core.norms import RMSNorm
@@ -151,6 +151,8 @@ def attend(
         return attend_few(q, k, v, mask, softcap)
     if softcap:
         return capped_attention(q, k, v, mask, is_causal, softcap)
+    if flash.suits(q, k, v, mask, is_causal):
+        return flash.flash_attention(q, k, v, mask, is_causal)
     if blocked.suits(q, k, v, mask, is_causal):
         return blocked.blocked_attention(q, k, v, mask, is_causal)
     if mask is not None and long_rows.suits(q, k, v, mask):

@@ -34,6 +34,7 @@ from diptych.core.lanes import (
     added_up,
     bfloat_pairs,
     bring_line,
+    carried,
     each_lane,
     llvm,
     loop_of,
@@ -147,7 +148,7 @@ def keys_scores_of(most: int, sum_up: Callable[..., list[Any]]) -> Any:
     return keys_scores
 
 
-def _raised(builder: Any, x: Any) -> Any:
+def raised_lanes(builder: Any, x: Any) -> Any:
     """exp(x) for x <= 0, as `row_math.raised` has it, but 0 where that is as good as 0."""
 
     def plus(a: Any, x: Any, b: Any) -> Any:
@@ -183,23 +184,16 @@ def raise_scores(context: Any, scores: Any, count: Any, out: Any) -> Typed:
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         scores, count, out = values
-        vectors, lowest = builder.udiv(count, LONG(LANES)), constant(-3e38)
+        vectors = builder.udiv(count, LONG(LANES))
 
         def at(place: Any) -> Any:
             return builder.add(scores, builder.mul(place, LONG(4 * LANES)))
 
-        start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        place, so_far = builder.phi(LONG), builder.phi(VECTOR)
-        score = read_floats(builder, at(place))
-        most = builder.select(builder.fcmp_ordered(">", score, so_far), score, so_far)
-        following = builder.add(place, LONG(1))
-        for phi, first, later in ((place, LONG(0), following), (so_far, lowest, most)):
-            phi.add_incoming(first, start)
-            phi.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, vectors), loop, after)
-        builder.position_at_end(after)
+        def highest(place: Any, so_far: list[Any]) -> list[Any]:
+            score = read_floats(builder, at(place))
+            return [builder.select(builder.fcmp_ordered(">", score, so_far[0]), score, so_far[0])]
+
+        (most,) = carried(builder, vectors, [constant(-3e38)], highest)
         largest = builder.call(
             llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
         )
@@ -208,7 +202,7 @@ def raise_scores(context: Any, scores: Any, count: Any, out: Any) -> Typed:
 
         def grow(place: Any, totals: list[Any]) -> list[Any]:
             here = at(place)
-            odds = _raised(builder, builder.fsub(read_floats(builder, here), each))
+            odds = raised_lanes(builder, builder.fsub(read_floats(builder, here), each))
             store(builder, odds, here)
             return [builder.fadd(totals[0], odds)]
 

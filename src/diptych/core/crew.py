@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from diptych.core import row_plan as at
-from diptych.core.machine_code import compiled
+from diptych.core.machine_code import ROWS, compiled
 
 
 class Crew:
@@ -73,7 +73,7 @@ def crew() -> Crew:
     """The one of this process."""
     with _hiring:
         if not _crews:
-            _crews.append(Crew(compiled().run))
+            _crews.append(Crew(compiled(ROWS)["run"]))
         return _crews[0]
 
 

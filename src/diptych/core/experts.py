@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.checks import check_keys, is_number, is_whole
-from diptych.core.feedforward import ACTIVATIONS, FeedForward
+from diptych.core.feedforward import ACTIVATIONS, FeedForward, activated
 from diptych.core.grouped import grouped_linear
 from diptych.core.precision import at_least_float32, in_autocast
 from diptych.core.spelling import unknown
@@ -192,9 +192,9 @@ class Experts(nn.Module):
         def product(x: Tensor, weights: Tensor) -> Tensor:
             return grouped_linear(x, in_autocast(weights), counts)
 
-        activate, up = ACTIVATIONS[self.activation], product(rows, self.up)
-        hidden = activate(up) if self.gate is None else activate(product(rows, self.gate)) * up
-        return product(hidden, self.down)
+        name, up = self.activation, product(rows, self.up)
+        bent = activated(name, up) if self.gate is None else activated(name, product(rows, self.gate), up)
+        return product(bent, self.down)
 
 
 def _take(rows: Tensor, order: Tensor, inverse: Tensor, copies: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core import sweeps
 from diptych.core.fused import linear_gelu, linear_plus, linear_times
 from diptych.core.spelling import unknown
 
@@ -31,6 +32,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def activated(activation: str, x: Tensor, times: Tensor | None = None) -> Tensor:
+    """f(x), or f(x) times another factor, f being one of ACTIVATIONS."""
+    if sweeps.bends(activation, x, times):
+        return sweeps.bend(activation, x, times)
+    bent = ACTIVATIONS[activation](x)
+    return bent if times is None else bent * times
+
+
 GELU = {"gelu": "none", "gelu-tanh": "tanh"}  # as `F.gelu` calls how it is computed
 
 
@@ -52,9 +61,8 @@ class FeedForward(nn.Module):
         """x: (B, T, width); plus: what the result is added to, of the same shape."""
         if plus is not None:
             return self._added(x, plus)
-        activate = ACTIVATIONS[self.activation]
-        hidden: Tensor = activate(self.up(x)) if self.gate is None else activate(self.gate(x)) * self.up(x)
-        narrowed: Tensor = self.down(hidden)
+        name, up = self.activation, self.up(x)
+        narrowed: Tensor = self.down(activated(name, up) if self.gate is None else activated(name, self.gate(x), up))
         return narrowed
 
     def _added(self, x: Tensor, plus: Tensor) -> Tensor:
@@ -63,7 +71,7 @@ class FeedForward(nn.Module):
         if self.activation in GELU:
             hidden = linear_gelu(first, x, GELU[self.activation])
         else:
-            hidden = ACTIVATIONS[self.activation](first(x))
+            hidden = activated(self.activation, first(x))
         if self.gate is not None:
             hidden = linear_times(self.up, x, hidden)
         return linear_plus(self.down, hidden, plus)

@@ -138,17 +138,20 @@ def added_up(builder: Any, vectors: list[Any]) -> Any:
 
 def loop_of(builder: Any, count: Any, sums: int, step: Callable[..., Any], kind: Any = VECTOR) -> list[Any]:
     """`sums` vectors out of zeros and `count` steps, at least one: (place, vectors so far) -> vectors."""
+    return carried(builder, count, [ir.Constant(kind, None)] * sums, step)
+
+
+def carried(builder: Any, count: Any, first: list[Any], step: Callable[..., Any]) -> list[Any]:
+    """What becomes of some values by `count` steps, at least one: (place, values so far) -> values."""
     start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     builder.branch(loop)
     builder.position_at_end(loop)
-    place, totals = builder.phi(LONG), [builder.phi(kind) for _ in range(sums)]
-    grown = step(place, totals)
+    place, so_far = builder.phi(LONG), [builder.phi(value.type) for value in first]
+    grown = step(place, so_far)
     following, end = builder.add(place, LONG(1)), builder.block
-    place.add_incoming(LONG(0), start)
-    place.add_incoming(following, end)
-    for total, more in zip(totals, grown, strict=True):
-        total.add_incoming(ir.Constant(kind, None), start)
-        total.add_incoming(more, end)
+    for phi, before, later in zip([place, *so_far], [LONG(0), *first], [following, *grown], strict=True):
+        phi.add_incoming(before, start)
+        phi.add_incoming(later, end)
     builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
     builder.position_at_end(after)
     return grown
@@ -311,13 +314,12 @@ def write_shared(context: Any, address: Any, value: Any) -> Typed:
 
 @intrinsic
 def add_shared(context: Any, address: Any, value: Any) -> Typed:
-    """Add to an int that other threads read and write."""
+    """Add to an int that other threads read and write; what it was before."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        builder.atomic_rmw("add", builder.inttoptr(values[0], LONG.as_pointer()), values[1], "acq_rel")
-        return context.get_dummy_value()
+        return builder.atomic_rmw("add", builder.inttoptr(values[0], LONG.as_pointer()), values[1], "acq_rel")
 
-    return types.void(INT, INT), code
+    return INT(INT, INT), code
 
 
 @intrinsic

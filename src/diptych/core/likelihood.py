@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.core import sweeps
 from diptych.core.kernels import is_ours
 from diptych.core.precision import at_least_float32
 
@@ -47,6 +48,8 @@ def _score(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
     """The sum of -log p of targets, and its gradient by the logits (N, V) into `gradient`, which may be the logits
     themselves: a block of places at a time, so that of the arrays of that size in float32, of which there would be
     four, none leaves the cache."""
+    if sweeps.scores(logits) and gradient.is_contiguous():
+        return sweeps.score(logits, targets, gradient).sum()
     total = torch.zeros((), dtype=torch.float32)
     rows = max(1, NUMBERS // logits.shape[-1])
     for block, target, found in zip(logits.split(rows), targets.split(rows), gradient.split(rows), strict=True):

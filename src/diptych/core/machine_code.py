@@ -15,40 +15,77 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from platformdirs import user_cache_path
 
 from diptych.core.files import write_atomically
 from diptych.core.memory import forget_library
 
-SOURCES = (
-    "machine_code.py",
-    "lanes.py",
-    "attention_lanes.py",
-    "row_plan.py",
-    "row_math.py",
-    "short_bfloats.py",
-    "short_attention.py",
-    "byte_attention.py",
-    "nibble_products.py",
-    "row_attention.py",
-    "row_kernel.py",
-)
 _owners: list[Any] = []  # of the code in memory
 _making = threading.Lock()
+_PREFIX = "diptych_"  # of names that only what is compiled here has
+
+
+class Function(NamedTuple):
+    """A function of `diptych.core`; its arguments, so many, and its result are int64."""
+
+    module: str
+    name: str
+    arguments: int
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """Args: run: `row_kernel.run`; keep, read: `short_bfloats.keep_rows` and `read_rows`."""
+class Library:
+    """What is compiled together.
 
-    run: Callable[[int, int, int], int]
-    keep: Callable[..., int]
-    read: Callable[..., int]
+    Args:
+        name: of the file in which it is kept.
+        sources: the modules that decide what it does.
+    """
+
+    name: str
+    functions: tuple[Function, ...]
+    sources: tuple[str, ...]
+
+
+_EVERYWHERE = ("machine_code", "lanes", "attention_lanes", "row_plan", "row_math")
+ROWS = Library(
+    "row",
+    (
+        Function("row_kernel", "run", 3),
+        Function("short_bfloats", "keep_rows", 12),
+        Function("short_bfloats", "read_rows", 10),
+    ),
+    (
+        *_EVERYWHERE,
+        "short_bfloats",
+        "short_attention",
+        "byte_attention",
+        "nibble_products",
+        "row_attention",
+        "row_kernel",
+    ),
+)
+MANY = Library(
+    "many",
+    (Function("flash_kernel", "attend_heads", 1), Function("sweep_kernel", "sweep", 1)),
+    (
+        *_EVERYWHERE,
+        "share_plan",
+        "tiles",
+        "flash_plan",
+        "flash_kernel",
+        "sweep_plan",
+        "sweep_lanes",
+        "sweep_kernel",
+    ),
+)
+LIBRARIES = {library.name: library for library in (ROWS, MANY)}
 
 
 @cache
@@ -63,39 +100,37 @@ def multiplies_bfloats() -> bool:
     """Whether the processor, as LLVM knows it, multiplies pairs of bfloat16."""
     import llvmlite.binding as llvm
 
-    return bool(llvm.get_host_cpu_features().get("avx512bf16"))
+    multiplies = bool(llvm.get_host_cpu_features().get("avx512bf16"))
+    forget_library("libllvmlite")  # 40 MB
+    return multiplies
 
 
-def compiled() -> Compiled:
-    """What is compiled, as machine code. Python's lock is free while it runs."""
+def compiled(library: Library) -> dict[str, Callable[..., int]]:
+    """Its functions by name, as machine code: functions of `ctypes`, in which Python's lock is free."""
     with _making:  # once, whoever asks meanwhile
-        return _compiled()
+        return _compiled(library)
 
 
 @cache
-def _compiled() -> Compiled:
+def _compiled(library: Library) -> dict[str, Callable[..., int]]:
     import llvmlite
     import llvmlite.binding as llvm
 
     machine, processor = _machine()
     about = f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
-    code, names = _kept(about, _made_apart)
+    code = _kept(library, about, partial(_made_apart, library))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _owners.append(engine)
     forget_library("libllvmlite")  # 40 MB
-    counts = (3, 12, 10)  # of arguments
-    found = zip(map(engine.get_function_address, names.split()), counts, strict=True)
-    return Compiled(*(_function(address, count) for address, count in found))
-
-
-def _function(address: int, count: int) -> Callable[..., int]:
-    call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)(address)
-    result, trouble = ctypes.c_int64(), ctypes.c_void_p()  # Numba's way to return; neither says anything here
-    _owners.extend((result, trouble))
-    where = ctypes.addressof(result), ctypes.addressof(trouble)
-    return lambda *arguments: int(call(*where, *arguments))
+    long = ctypes.c_int64
+    return {
+        function.name: ctypes.CFUNCTYPE(long, *[long] * function.arguments)(
+            engine.get_function_address(_PREFIX + function.name)
+        )
+        for function in library.functions
+    }
 
 
 def _machine() -> tuple[Any, dict[str, str]]:
@@ -114,59 +149,72 @@ def kernels_folder() -> Path:
     return Path(os.environ.get("DIPTYCH_CACHE") or user_cache_path("diptych")) / "kernels"
 
 
-def _kept(about: str, make: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
+def _kept(library: Library, about: str, make: Callable[[], bytes]) -> bytes:
     """What was made before on such a machine; made now, if there is nothing or it is damaged."""
     digest = hashlib.sha256(about.encode())
-    for source in SOURCES:
-        digest.update(Path(__file__).with_name(source).read_bytes())
+    for source in library.sources:
+        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
     folder = kernels_folder()
-    path = folder / f"row-{digest.hexdigest()[:16]}.o"
+    path = folder / f"{library.name}-{digest.hexdigest()[:16]}.o"
     with suppress(OSError, ValueError):
-        check, kept = path.read_bytes().split(b"\n", 1)
-        if check == hashlib.sha256(kept).hexdigest().encode():
-            function, code = kept.split(b"\n", 1)
-            return code, function.decode()
-    code, name = make()
+        check, code = path.read_bytes().split(b"\n", 1)
+        if check == hashlib.sha256(code).hexdigest().encode():
+            return code
+    code = make()
     with suppress(OSError):  # where nothing can be kept, it is made each time
         folder.mkdir(parents=True, exist_ok=True)
-        kept = name.encode() + b"\n" + code
-        write_atomically(path, hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
-    return code, name
+        write_atomically(path, hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
+    return code
 
 
-def _made_apart() -> tuple[bytes, str]:
-    """The object file, and the name of its function, from another process."""
+def _made_apart(library: Library) -> bytes:
+    """The object file, from another process."""
     print("diptych: compiling for this processor, once ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "diptych.core.machine_code"]
+    command = [sys.executable, "-m", "diptych.core.machine_code", library.name]
     home = str(Path(__file__).parents[2])  # so that it is this diptych that compiles, wherever it was imported from
     paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     made = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": paths})
-    name, code = made.stdout.split(b"\n", 1)
-    return code, name.decode()
+    return made.stdout
 
 
-def _object_file() -> tuple[bytes, str]:
+def _object_file(library: Library) -> bytes:
     """The same in this one."""
     import llvmlite.binding as llvm
     from numba import njit, types
 
-    from diptych.core.row_kernel import run
-    from diptych.core.short_bfloats import keep_rows, read_rows
-
-    names, modules = [], []
-    for function in (run, keep_rows, read_rows):
+    whole = llvm.parse_assembly("")
+    for function in library.functions:
+        source = getattr(import_module(f"diptych.core.{function.module}"), function.name).py_func
         about = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-        made = njit(types.int64(*[types.int64] * function.py_func.__code__.co_argcount), **about)(function.py_func)
+        made = njit(types.int64(*[types.int64] * function.arguments), **about)(source)
         code = made.inspect_llvm(made.signatures[0])
         defined = re.search(r"^define [^@\n]*@([^(]+)\(", code, re.MULTILINE)
         assert defined is not None
-        names.append(defined[1])
-        modules.append(llvm.parse_assembly(code))
-    for other in modules[1:]:
-        modules[0].link_in(other)
-    return _machine()[0].emit_object(modules[0]), " ".join(names)
+        for part in (code, _entry(function, defined[1])):
+            whole.link_in(llvm.parse_assembly(part))
+    made_code: bytes = _machine()[0].emit_object(whole)
+    return made_code
+
+
+def _entry(function: Function, compiled: str) -> str:
+    """What calls a function as Numba compiled it, which gives its result, and what went wrong, through pointers: here
+    nothing does."""
+    kinds, given = (
+        ", ".join(["i64"] * function.arguments),
+        "".join(f", i64 %{place}" for place in range(function.arguments)),
+    )
+    return f"""
+        declare i32 @{compiled}(ptr, ptr, {kinds})
+
+        define i64 @{_PREFIX}{function.name}({kinds}) {{
+            %result = alloca i64
+            %trouble = alloca ptr
+            call i32 @{compiled}(ptr %result, ptr %trouble{given})
+            %found = load i64, ptr %result
+            ret i64 %found
+        }}
+    """
 
 
 if __name__ == "__main__":
-    code, name = _object_file()
-    sys.stdout.buffer.write(name.encode() + b"\n" + code)
+    sys.stdout.buffer.write(_object_file(LIBRARIES[sys.argv[1]]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.large_pages import zeros
-from diptych.core.machine_code import compiled
+from diptych.core.machine_code import ROWS, compiled
 from diptych.core.row_plan import SHORT_GROUP
 
 LEVELS = 127
@@ -143,13 +143,13 @@ class ShortKept(Kept):
             new = new.contiguous()
         which = [one.contiguous() for one in (slots, places)]
         about = new.data_ptr(), *new.stride()[:2], *(one.data_ptr() for one in which), *new.shape
-        compiled().keep(*about, *self._tables(), int(self._are_values))
+        compiled(ROWS)["keep_rows"](*about, *self._tables(), int(self._are_values))
 
     def read(self, slots: Sequence[int] | None, rows: Tensor, reach: int) -> Tensor:
         heads, rows = self.parts[0].shape[1], rows.contiguous()
         found = torch.empty((len(rows), heads, _in_groups(reach), self._width), dtype=torch.bfloat16)
         about = rows.data_ptr(), *found.shape
-        compiled().read(*about, *self._tables(), found.data_ptr(), int(self._are_values))
+        compiled(ROWS)["read_rows"](*about, *self._tables(), found.data_ptr(), int(self._are_values))
         return found[:, :, :reach]
 
     def _tables(self) -> tuple[int, int, int]:

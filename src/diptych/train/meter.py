@@ -138,17 +138,26 @@ def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         return 2 * _attention_product(*args[:3])
     if name == f"{CPU_ATTENTION}_backward":
         return 5 * _attention_product(*args[1:4])
+    if name == "flash":
+        return 2 * _attention_product(*args[:3], is_causal=args[4])
+    if name == "flash_backward":
+        return 5 * _attention_product(*args[1:4], is_causal=args[6])
     if name in GROUPED:  # each row with one matrix, whichever that is
         return 2 * int(args[0].numel() * result.shape[-1])
     formula = flop_registry.get(packet)
     return int(formula(*args, **kwargs, out_val=result)) if formula else 0
 
 
-def _attention_product(query: Tensor, key: Tensor, value: Tensor) -> int:
+def _attention_product(query: Tensor, key: Tensor, value: Tensor, *, is_causal: Any = False) -> int:
     """Operations of one of attention's products of (B, heads, S, head_dim): forward has two of them, backward five
-    (the scores again, and the gradients of the odds, the values, the queries and the keys)."""
+    (the scores again, and the gradients of the odds, the values, the queries and the keys).
+
+    Args:
+        is_causal: later keys are left out, not only hidden.
+    """
     batch, heads, length, width = query.shape
-    return 2 * batch * heads * length * key.shape[-2] * (width + value.shape[-1]) // 2
+    pairs = length * (length + 1) // 2 if is_causal else length * key.shape[-2]
+    return 2 * batch * heads * pairs * (width + value.shape[-1]) // 2
 
 
 def resident_bytes(device: torch.device | None = None) -> int:

@@ -1,0 +1,303 @@
+"""Attention of one head after the other, forward and backward, in one call of compiled code (`core.flash`).
+
+A share is what looks at one head of keys in one row of the batch, or a piece of that. Its keys and values are laid out
+for the products once (`core.tiles`); then its queries come in tiles of at.DOWN rows, whose scores stay in the first
+cache. What no query of a tile may look at is left out; of a mask in the forward pass alone. Numba compiles it once a
+machine (`core.machine_code`).
+"""
+
+import math
+
+import numpy as np
+
+from diptych.core import flash_plan as at
+from diptych.core.attention_lanes import bring
+from diptych.core.lanes import LANES, add_shared, floats, int32s, ints
+from diptych.core.row_math import exact, fraction
+from diptych.core.share_plan import LINE, SHARE, THREAD
+from diptych.core.tiles import (
+    add_to_tile,
+    interleave,
+    largest_score,
+    narrow,
+    raise_again,
+    raise_row,
+    set_tile,
+    to_scores,
+    turn,
+)
+
+LOG2_E = np.float32(1.44269504)  # odds are powers of two
+NOTHING = np.float32(-1e38)  # the largest score of a row that may look at nothing, for which all odds become 0
+SMALLEST = np.float32(1e-30)  # the sum of the odds of such a row, to divide by
+FAR_ABOVE = np.float32(1e38)  # any score: the level of rows after the last, whose odds become 0
+
+
+@exact
+def place_of(plan: int, tensor: int, row: int, head: int, place: int) -> int:
+    about = ints(plan)
+    first = about[tensor + at.ADDRESS] + row * about[tensor + at.NEXT_ROW] + head * about[tensor + at.NEXT_HEAD]
+    return first + place * about[tensor + at.NEXT_PLACE]
+
+
+@exact
+def turn_rows(plan: int, tensor: int, row: int, head: int, out: int) -> None:
+    """Pairs of numbers of each key or value as a column: (WIDTH / 2, PADDED) words, zeros after the last."""
+    about = ints(plan)
+    pitch, rows, stride = turned_pitch(plan), place_of(plan, tensor, row, head, 0), about[tensor + at.NEXT_PLACE]
+    for first in range(0, about[at.PADDED], LANES):
+        for pair in range(0, about[at.WIDTH] // 2, LANES):
+            here, there = rows + first * stride + 4 * pair, out + pair * pitch + 4 * first
+            turn(here, stride, about[at.KEYS] - first, there, pitch)
+
+
+@exact
+def turned_pitch(plan: int) -> int:
+    return 4 * (ints(plan)[at.PADDED] + at.SPARE)
+
+
+@exact
+def copy_rows(plan: int, tensor: int, row: int, head: int, first: int, out: int, count: int) -> None:
+    """`count` places from `first` on one after the other, zeros after the last query."""
+    about = ints(plan)
+    stride = 2 * about[at.WIDTH]
+    for one in range(count):
+        here, there = ints(place_of(plan, tensor, row, head, first + one)), ints(out + one * stride)
+        is_there = first + one < about[at.QUERIES]
+        for place in range(stride // 8):
+            there[place] = here[place] if is_there else 0
+
+
+@exact
+def pair_rows(plan: int, tensor: int, row: int, head: int, first: int, end: int, out: int, count: int) -> None:
+    """Two places in turn, `count` of them from `first` on: (count / 2, 2 WIDTH) numbers, zeros from `end` on."""
+    width = ints(plan)[at.WIDTH]
+    for one in range(0, count, 2):
+        here, there = place_of(plan, tensor, row, head, first + one), out + one * 2 * width
+        if first + one + 1 < end:
+            interleave(here, here + ints(plan)[tensor + at.NEXT_PLACE], there, width)
+            continue
+        words = int32s(there)
+        for place in range(width):  # of the last of an odd count, and of none
+            halves = int32s(here)[place // 2] >> 16 * (place % 2) & 0xFFFF if first + one < end else 0
+            words[place] = np.int32(halves)
+
+
+@exact
+def bring_rows(plan: int, share: int, first: int) -> None:
+    """Ask for some places of what a share to come needs: the hardware does not see that far."""
+    about = ints(plan)
+    heads = (share + about[at.THREADS]) // about[at.PIECES]
+    row, kv_head = heads // about[at.KV_HEADS], heads % about[at.KV_HEADS]
+    if row >= about[at.ROWS]:
+        return
+    head, lines = kv_head * about[at.HEADS] // about[at.KV_HEADS], 2 * about[at.WIDTH] // LINE
+    for place in range(first, first + at.DOWN):
+        if place < about[at.KEYS]:
+            bring(place_of(plan, at.K, row, kv_head, place), lines)
+            bring(place_of(plan, at.V, row, kv_head, place), lines)
+        if place < about[at.QUERIES]:
+            bring(place_of(plan, at.Q, row, head, place), lines)
+            if about[at.IS_BACKWARD]:
+                bring(place_of(plan, at.TO_OUT, row, head, place), lines)
+
+
+@exact
+def products(
+    left: int, next_row: int, right: int, next_right: int, pairs: int, out: int, next_out: int, end: int
+) -> None:
+    """at.DOWN rows of `end` sums; pairs of the left factor lie one after the other."""
+    for place in range(0, end, at.ACROSS):
+        set_tile(left, next_row, 4, right + 4 * place, next_right, pairs, out + 4 * place, next_out)
+
+
+@exact
+def seen_of(plan: int, query: int) -> int:
+    """How many keys a query may look at, as far as no mask says."""
+    about = ints(plan)
+    return min(about[at.KEYS], query + 1) if about[at.IS_CAUSAL] else about[at.KEYS]
+
+
+@exact
+def end_of(plan: int, first: int) -> int:
+    """The same of the tile of queries that begins with `first`, up to a multiple of at.ACROSS."""
+    return tiled(seen_of(plan, first + at.DOWN - 1), at.ACROSS)
+
+
+@exact
+def tiled(count: int, size: int) -> int:
+    return (count + size - 1) // size * size
+
+
+@exact
+def mask_of(plan: int, row: int, query: int) -> int:
+    return place_of(plan, at.MASK, row, 0, query) if ints(plan)[at.MASK] else 0
+
+
+@exact
+def span_of(plan: int, row: int, first: int, count: int) -> tuple[int, int]:
+    """The first and the last key that any of `count` queries may look at, down and up to a multiple of at.ACROSS."""
+    end = end_of(plan, first)
+    if not ints(plan)[at.MASK]:
+        return 0, end
+    begin, last = end, 0
+    for query in range(first, first + count):
+        words, word = ints(mask_of(plan, row, query)), end // 8  # a word is eight keys
+        while 8 * word > last and words[word - 1] == 0:
+            word -= 1
+        last, word = max(last, 8 * word), 0
+        while 8 * word < begin and words[word] == 0:
+            word += 1
+        begin = min(begin, 8 * word)
+    if last == 0:  # they look at nothing, which one step finds
+        return 0, at.ACROSS
+    return begin // at.ACROSS * at.ACROSS, tiled(last, at.ACROSS)
+
+
+@exact
+def attend(plan: int, share: int, scratch: int) -> None:
+    """What a piece of the queries of one head of keys finds, and their levels."""
+    about = ints(plan)
+    heads, piece = share // about[at.PIECES], share % about[at.PIECES]
+    row, kv_head = heads // about[at.KV_HEADS], heads % about[at.KV_HEADS]
+    turn_rows(plan, at.K, row, kv_head, scratch + about[at.TURNED_KEYS])
+    values, keys = scratch + about[at.PAIRED_VALUES], about[at.KEYS]
+    pair_rows(plan, at.V, row, kv_head, 0, keys, values, about[at.PADDED])
+    queries, shared = about[at.QUERIES], about[at.HEADS] // about[at.KV_HEADS]
+    size = tiled((queries + about[at.PIECES] - 1) // about[at.PIECES], at.DOWN)
+    for head in range(kv_head * shared, kv_head * shared + shared):
+        for first in range(piece * size, min(piece * size + size, queries), at.DOWN):
+            bring_rows(plan, share, first)
+            attend_tile(plan, row, head, first, scratch)
+
+
+@exact
+def attend_tile(plan: int, row: int, head: int, first: int, scratch: int) -> None:
+    about = ints(plan)
+    width, padded, count = about[at.WIDTH], about[at.PADDED], min(at.DOWN, about[at.QUERIES] - first)
+    begin, end = span_of(plan, row, first, count)
+    many, power = end - begin, fraction(plan, at.SCALE) * LOG2_E
+    mine, sums = scratch + about[at.MINE], scratch + about[at.SUMS]
+    scores, odds = scratch + about[at.SCORES], scratch + about[at.ODDS]
+    keys, values = scratch + about[at.TURNED_KEYS] + 4 * begin, scratch + about[at.PAIRED_VALUES] + 2 * width * begin
+    copy_rows(plan, at.Q, row, head, first, mine, at.DOWN)
+    products(mine, 2 * width, keys, turned_pitch(plan), width // 2, scores, 4 * padded, many)
+    for one in range(count):
+        here, mask, seen = scores + 4 * padded * one, mask_of(plan, row, first + one), seen_of(plan, first + one)
+        largest = max(largest_score(here, seen - begin, many, power, mask + begin if mask else 0), NOTHING)
+        total = max(raise_row(here, largest, many, odds + 2 * padded * one), SMALLEST)
+        floats(here)[0] = total
+        floats(place_of(plan, at.LEVELS, row, head, first + one))[0] = largest + np.float32(math.log2(total))
+    products(odds, 2 * padded, values, 4 * width, many // 2, sums, 4 * width, width)
+    for one in range(count):
+        share = np.float32(1.0) / floats(scores + 4 * padded * one)[0]
+        narrow(sums + 4 * width * one, share, place_of(plan, at.OUT, row, head, first + one), width)
+
+
+@exact
+def differentiate(plan: int, share: int, scratch: int) -> None:
+    """The gradients of one head of keys, of its values, and of the queries that look at it."""
+    about = ints(plan)
+    row, kv_head = share // about[at.KV_HEADS], share % about[at.KV_HEADS]
+    keys, padded, width, queries = about[at.KEYS], about[at.PADDED], about[at.WIDTH], about[at.QUERIES]
+    turn_rows(plan, at.K, row, kv_head, scratch + about[at.TURNED_KEYS])
+    turn_rows(plan, at.V, row, kv_head, scratch + about[at.TURNED_VALUES])
+    pair_rows(plan, at.K, row, kv_head, 0, keys, scratch + about[at.PAIRED_KEYS], padded)
+    key_sums, value_sums = scratch + about[at.KEY_SUMS], scratch + about[at.VALUE_SUMS]
+    for place in range(padded * width):
+        floats(key_sums)[place] = 0
+        floats(value_sums)[place] = 0
+    shared, whole = about[at.HEADS] // about[at.KV_HEADS], np.float32(1.0)
+    for head in range(kv_head * shared, kv_head * shared + shared):
+        for begin in range(0, queries, at.BLOCK):
+            count = tiled(min(at.BLOCK, queries - begin), at.DOWN)
+            for tensor, rows, paired in ((at.Q, at.MINE, at.PAIRED_MINE), (at.TO_OUT, at.PULL, at.PAIRED_PULL)):
+                copy_rows(plan, tensor, row, head, begin, scratch + about[rows], count)
+                pair_rows(plan, tensor, row, head, begin, queries, scratch + about[paired], count)
+            for tile in range(0, count, at.DOWN):
+                bring_rows(plan, share, begin + tile)
+                differentiate_tile(plan, row, head, begin, tile, scratch)
+            add_to_keys(plan, begin, count, scratch)
+    for key in range(keys):
+        narrow(key_sums + 4 * width * key, whole, place_of(plan, at.TO_K, row, kv_head, key), width)
+        narrow(value_sums + 4 * width * key, whole, place_of(plan, at.TO_V, row, kv_head, key), width)
+
+
+@exact
+def differentiate_tile(plan: int, row: int, head: int, begin: int, tile: int, scratch: int) -> None:
+    """The odds and the gradients of the scores of a tile of a block, and what follows for its queries."""
+    about = ints(plan)
+    width, padded, queries, scale = about[at.WIDTH], about[at.PADDED], about[at.QUERIES], fraction(plan, at.SCALE)
+    first, end, pitch, wide = begin + tile, end_of(plan, begin + tile), turned_pitch(plan), 2 * width
+    odds, wanted, sums = scratch + about[at.SCORES], scratch + about[at.WANTED], scratch + about[at.SUMS]
+    mine, pull = scratch + about[at.MINE] + tile * wide, scratch + about[at.PULL] + tile * wide
+    products(mine, wide, scratch + about[at.TURNED_KEYS], pitch, width // 2, odds, 4 * padded, end)
+    products(pull, wide, scratch + about[at.TURNED_VALUES], pitch, width // 2, wanted, 4 * padded, end)
+    before, found = np.float32(0.0), scratch + about[at.ODDS] + 2 * padded * tile
+    for one in range(at.DOWN):
+        query, level, mask, row_of = first + one, FAR_ABOVE, 0, 4 * padded * one
+        if query < queries:
+            level, mask = floats(place_of(plan, at.LEVELS, row, head, query))[0], mask_of(plan, row, query)
+        seen = seen_of(plan, query)
+        mean = raise_again(odds + row_of, seen, end, scale * LOG2_E, mask, level, wanted + row_of)
+        if one % 2:
+            pair = 2 * padded * (tile + one - 1)
+            to_scores(
+                odds + row_of - 4 * padded,
+                wanted + row_of - 4 * padded,
+                padded,
+                end,
+                scale,
+                before,
+                mean,
+                scratch + about[at.PAIRED_ODDS] + pair,
+                scratch + about[at.PAIRED_SCORES] + pair,
+                scratch + about[at.ODDS] + pair,
+            )
+        before = mean
+    products(found, 2 * padded, scratch + about[at.PAIRED_KEYS], 2 * wide, end // 2, sums, 4 * width, width)
+    for one in range(min(at.DOWN, queries - first)):
+        narrow(sums + 4 * width * one, np.float32(1.0), place_of(plan, at.TO_Q, row, head, first + one), width)
+
+
+@exact
+def add_to_keys(plan: int, begin: int, count: int, scratch: int) -> None:
+    """What the `count` queries of a block give keys and values: to each key its gradients of scores times the queries,
+    to each value its odds times the gradients of what was found."""
+    about = ints(plan)
+    width, pitch = about[at.WIDTH], 4 * about[at.PADDED]
+    for key in range(0, end_of(plan, begin + count - at.DOWN), at.DOWN):
+        first = max(0, key - begin) if about[at.IS_CAUSAL] else 0  # queries before it do not look at it
+        if first >= count:
+            break
+        left, right, out = first // 2 * pitch + 4 * key, 2 * width * first, 4 * width * key
+        for place in range(0, 4 * width, 4 * at.ACROSS):
+            for odds, rows, sums in (
+                (at.PAIRED_ODDS, at.PAIRED_PULL, at.VALUE_SUMS),
+                (at.PAIRED_SCORES, at.PAIRED_MINE, at.KEY_SUMS),
+            ):
+                add_to_tile(
+                    scratch + about[odds] + left,
+                    4,
+                    pitch,
+                    scratch + about[rows] + right + place,
+                    4 * width,
+                    (count - first) // 2,
+                    scratch + about[sums] + out + place,
+                    4 * width,
+                )
+
+
+@exact
+def attend_heads(plan: int) -> int:
+    """Take shares until there are none; every thread that is to help calls it once."""
+    about = ints(plan)
+    scratch = about[at.SCRATCH] + add_shared(plan + 8 * THREAD, 1) * about[at.SCRATCH_BYTES]
+    while True:
+        share = add_shared(plan + 8 * SHARE, 1)
+        if share >= about[at.ROWS] * about[at.KV_HEADS] * about[at.PIECES]:
+            return 0
+        if about[at.IS_BACKWARD]:
+            differentiate(plan, share, scratch)
+        else:
+            attend(plan, share, scratch)

@@ -1,0 +1,348 @@
+"""What compiled attention of many queries does with memory: products of tiles, rows of scores, and how numbers must lie
+so that pairs of bfloat16 can be multiplied in one instruction.
+
+Such an instruction takes LANES pairs and adds the two products of each to a float32. So the left factor is read a pair
+at a time, which lies anywhere, and the right one LANES pairs at a time, which must lie in a row: a matrix whose sum is
+over its rows has two rows in turn (`interleave`), one whose sum is along them is turned (`turn`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from diptych.core import flash_plan as at
+from diptych.core.attention_lanes import constant, store
+from diptych.core.lanes import (
+    BYTE,
+    FLOAT,
+    HALF,
+    INT,
+    LANES,
+    LINE,
+    LONG,
+    PAIRED_BFLOATS,
+    VECTOR,
+    WORD,
+    WORDS,
+    ZEROS,
+    Typed,
+    carried,
+    each_lane,
+    llvm,
+    read_at,
+    read_floats,
+    spread,
+    times_plus,
+)
+
+CURRENT_ROUNDING = 4
+POWERS = (0.0013276472, 0.00967554133, 0.0555071327, 0.240221197, 0.693146967, 1.00000007)  # of 2^x, |x| <= 1/2
+HIDDEN = -3e38  # the score of what may not be looked at
+
+
+def _tile_product(adds: bool) -> Any:
+    """An intrinsic: at.DOWN x at.ACROSS sums of float32, of `pairs` products of pairs each.
+
+    Args of it: left, next_row, next_pair: the left factor, and bytes from a row of it to the next, and from a pair.
+    right, next_right: the right factor, and bytes from a pair of its rows to the next.
+    pairs: at least one.
+    out, next_out: the sums; they are added to what is there, if `adds`.
+    """
+
+    @intrinsic
+    def product(
+        context: Any,
+        left: Any,
+        next_row: Any,
+        next_pair: Any,
+        right: Any,
+        next_right: Any,
+        pairs: Any,
+        out: Any,
+        next_out: Any,
+    ) -> Typed:
+        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            left, next_row, next_pair, right, next_right, pairs, out, next_out = given
+            multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
+            rows = [builder.add(left, builder.mul(next_row, LONG(row))) for row in range(at.DOWN)]
+            places = [
+                builder.add(builder.add(out, builder.mul(next_out, LONG(row))), LONG(part * LINE))
+                for row in range(at.DOWN)
+                for part in range(at.ACROSS // LANES)
+            ]
+
+            def grow(pair: Any, totals: list[Any]) -> list[Any]:
+                here = builder.add(right, builder.mul(next_right, pair))
+                parts = [
+                    read_at(builder, builder.add(here, LONG(part * LINE)), PAIRED_BFLOATS)
+                    for part in range(at.ACROSS // LANES)
+                ]
+                step, grown = builder.mul(next_pair, pair), list[Any]()
+                for row in rows:
+                    both = builder.bitcast(each_lane(builder, builder.add(row, step), WORDS), PAIRED_BFLOATS)
+                    for part in parts:
+                        grown.append(builder.call(multiply, [totals[len(grown)], both, part]))
+                return grown
+
+            first = [read_floats(builder, place) if adds else ZEROS for place in places]
+            for total, place in zip(carried(builder, pairs, first, grow), places, strict=True):
+                store(builder, total, place)
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 8), code
+
+    return product
+
+
+set_tile, add_to_tile = _tile_product(False), _tile_product(True)
+
+
+def power_of_two(builder: Any, x: Any) -> Any:
+    """2^x to 3e-7 of it: 2^n, and for what is left of x a polynomial that is nearest to 2^x there. Of -inf it is 0: so
+    the instruction that multiplies by 2^n has it, even beside what is no number."""
+    whole = builder.call(llvm(builder, f"rint.v{LANES}f32", VECTOR, VECTOR), [x])
+    rest, y = builder.fsub(x, whole), constant(POWERS[0])
+    for term in POWERS[1:]:
+        y = times_plus(builder, y, rest, constant(term))
+    kind = ir.IntType(LANES)
+    scale = llvm(builder, "x86.avx512.mask.scalef.ps.512", VECTOR, VECTOR, VECTOR, VECTOR, kind, WORD)
+    return builder.call(scale, [y, whole, ZEROS, kind(-1), WORD(CURRENT_ROUNDING)])
+
+
+def narrowed(builder: Any, first: Any, second: Any) -> Any:
+    """Two vectors of float32 as the nearest bfloat16, one after the other: 2 LANES halves."""
+    nearest = llvm(builder, "x86.avx512bf16.cvtne2ps2bf16.512", PAIRED_BFLOATS, VECTOR, VECTOR)
+    return builder.bitcast(builder.call(nearest, [second, first]), ir.VectorType(HALF, 2 * LANES))
+
+
+@intrinsic
+def narrow(context: Any, numbers: Any, factor: Any, out: Any, count: Any) -> Typed:
+    """float32 times a factor, as bfloat16; `count` is a multiple of at.ACROSS."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        numbers, factor, out, count = given
+        each = spread(builder, factor)
+
+        def step(place: Any, _: list[Any]) -> list[Any]:
+            here = builder.add(numbers, builder.mul(place, LONG(2 * LINE)))
+            both = [builder.fmul(read_floats(builder, builder.add(here, LONG(part))), each) for part in (0, LINE)]
+            store(builder, narrowed(builder, *both), builder.add(out, builder.mul(place, LONG(LINE))))
+            return []
+
+        carried(builder, builder.udiv(count, LONG(at.ACROSS)), [], step)
+        return context.get_dummy_value()
+
+    return types.void(INT, types.float32, INT, INT), code
+
+
+@intrinsic
+def turn(context: Any, rows: Any, next_row: Any, count: Any, out: Any, next_out: Any) -> Typed:
+    """LANES words of each of LANES rows as columns; zeros for the rows from `count` on."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        rows, next_row, count, out, next_out = given
+        vectors, nothing = [], ir.Constant(WORDS, None)
+        for row in range(LANES):
+            is_there = builder.icmp_signed("<", LONG(row), count)
+            offset = builder.select(is_there, builder.mul(next_row, LONG(row)), LONG(0))
+            vectors.append(builder.select(is_there, read_at(builder, builder.add(rows, offset), WORDS), nothing))
+        orders = [
+            ir.Constant(WORDS, [place for lane in range(half, half + LANES // 2) for place in (lane, LANES + lane)])
+            for half in (0, LANES // 2)
+        ]
+        for _ in range(4):  # each time what is at place abcd of the 16 x 16 moves by one bit: 2^4 = LANES
+            pairs = zip(vectors[: LANES // 2], vectors[LANES // 2 :], strict=True)
+            vectors = [builder.shuffle_vector(*pair, order) for pair in pairs for order in orders]
+        for column, vector in enumerate(vectors):
+            store(builder, vector, builder.add(out, builder.mul(next_out, LONG(column))))
+        return context.get_dummy_value()
+
+    return types.void(*[INT] * 5), code
+
+
+@intrinsic
+def interleave(context: Any, first: Any, second: Any, out: Any, count: Any) -> Typed:
+    """Numbers of two rows in turn, 16 bits each; `count` of a row is a multiple of at.ACROSS."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        first, second, out, count = given
+        halves = ir.VectorType(HALF, 2 * LANES)
+
+        def step(place: Any, _: list[Any]) -> list[Any]:
+            offset = builder.mul(place, LONG(LINE))
+            both = [read_at(builder, builder.add(row, offset), halves) for row in (first, second)]
+            for part in range(2):
+                order = _in_turn(part * LANES, 2 * LANES + part * LANES)
+                there = builder.add(builder.add(out, builder.shl(offset, LONG(1))), LONG(part * LINE))
+                store(builder, builder.shuffle_vector(*both, order), there)
+            return []
+
+        carried(builder, builder.udiv(count, LONG(at.ACROSS)), [], step)
+        return context.get_dummy_value()
+
+    return types.void(*[INT] * 4), code
+
+
+def _in_turn(first: int, second: int) -> Any:
+    """The order that takes LANES from one place on and LANES from another, in turn."""
+    order = [place for lane in range(LANES) for place in (first + lane, second + lane)]
+    return ir.Constant(ir.VectorType(WORD, 2 * LANES), order)
+
+
+def _seen(builder: Any, place: Any, count: Any, mask: Any) -> Any:
+    """Which of LANES scores may be looked at: the first `count` of a row, and those that a mask says."""
+    lanes = ir.Constant(WORDS, list(range(LANES)))
+    each = spread(builder, builder.trunc(builder.sub(count, place), WORD), WORDS)
+    seen = builder.icmp_signed("<", lanes, each)
+    if mask is not None:
+        shown = read_at(builder, builder.add(mask, place), ir.VectorType(BYTE, LANES))
+        seen = builder.and_(seen, builder.icmp_unsigned("!=", shown, ir.Constant(shown.type, None)))
+    return seen
+
+
+def _with_and_without(builder: Any, mask: Any, body: Callable[[Any], None]) -> None:
+    with builder.if_else(builder.icmp_signed("==", mask, LONG(0))) as (without, with_mask):
+        with without:
+            body(None)
+        with with_mask:
+            body(mask)
+
+
+@intrinsic
+def largest_score(context: Any, scores: Any, count: Any, end: Any, scale: Any, mask: Any) -> Typed:
+    """The largest of a row of scores times `scale`. They stay in their place, times it; what may not be looked at gets
+    HIDDEN.
+
+    Args:
+        count, end: scores that may be looked at, and those to write, a multiple of at.ACROSS.
+        mask: a byte for each score, 0 where it may not; an address of 0 is none.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        scores, count, end, scale, mask = given
+        each, found = spread(builder, scale), cgutils.alloca_once(builder, FLOAT)
+
+        def body(mask: Any) -> None:
+            def step(vector: Any, largest: list[Any]) -> list[Any]:
+                place = builder.mul(vector, LONG(LANES))
+                here = builder.add(scores, builder.mul(vector, LONG(LINE)))
+                score = builder.fmul(read_floats(builder, here), each)
+                score = builder.select(_seen(builder, place, count, mask), score, constant(HIDDEN))
+                store(builder, score, here)
+                return [builder.select(builder.fcmp_ordered(">", score, largest[0]), score, largest[0])]
+
+            (most,) = carried(builder, builder.udiv(end, LONG(LANES)), [constant(HIDDEN)], step)
+            reduce = llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR)
+            builder.store(builder.call(reduce, [most], fastmath=("nnan",)), found)
+
+        _with_and_without(builder, mask, body)
+        return builder.load(found)
+
+    return types.float32(INT, INT, INT, types.float32, INT), code
+
+
+def lanes_sum(builder: Any, vector: Any) -> Any:
+    add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
+    return builder.call(add_up, [FLOAT(0.0), vector], fastmath=("reassoc",))
+
+
+@intrinsic
+def raise_row(context: Any, scores: Any, largest: Any, end: Any, odds: Any) -> Typed:
+    """2^(score - largest) of a row as bfloat16; their sum before they are rounded."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        scores, largest, end, odds = given
+        each = spread(builder, largest)
+
+        def step(place: Any, totals: list[Any]) -> list[Any]:
+            here = builder.add(scores, builder.mul(place, LONG(2 * LINE)))
+            both = [
+                power_of_two(builder, builder.fsub(read_floats(builder, builder.add(here, LONG(part))), each))
+                for part in (0, LINE)
+            ]
+            store(builder, narrowed(builder, *both), builder.add(odds, builder.mul(place, LONG(LINE))))
+            return [builder.fadd(total, one) for total, one in zip(totals, both, strict=True)]
+
+        both = carried(builder, builder.udiv(end, LONG(at.ACROSS)), [ZEROS, ZEROS], step)
+        return lanes_sum(builder, builder.fadd(*both))
+
+    return types.float32(INT, types.float32, INT, INT), code
+
+
+@intrinsic
+def raise_again(
+    context: Any, scores: Any, count: Any, end: Any, scale: Any, mask: Any, level: Any, wanted: Any
+) -> Typed:
+    """The odds 2^(score scale - level) of a row in place of its scores, 0 where it may not look; the sum of the odds
+    times `wanted`. Other arguments as in `largest_score`."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        scores, count, end, scale, mask, level, wanted = given
+        each, less, found = spread(builder, scale), spread(builder, level), cgutils.alloca_once(builder, FLOAT)
+
+        def body(mask: Any) -> None:
+            def step(vector: Any, totals: list[Any]) -> list[Any]:
+                place, offset = builder.mul(vector, LONG(LANES)), builder.mul(vector, LONG(LINE))
+                here = builder.add(scores, offset)
+                score = builder.fsub(builder.fmul(read_floats(builder, here), each), less)
+                score = builder.select(_seen(builder, place, count, mask), score, constant(HIDDEN))
+                odds = power_of_two(builder, score)
+                store(builder, odds, here)
+                return [builder.fadd(totals[0], builder.fmul(odds, read_floats(builder, builder.add(wanted, offset))))]
+
+            (total,) = carried(builder, builder.udiv(end, LONG(LANES)), [ZEROS], step)
+            builder.store(lanes_sum(builder, total), found)
+
+        _with_and_without(builder, mask, body)
+        return builder.load(found)
+
+    return types.float32(INT, INT, INT, types.float32, INT, types.float32, INT), code
+
+
+@intrinsic
+def to_scores(
+    context: Any,
+    odds: Any,
+    wanted: Any,
+    padded: Any,
+    end: Any,
+    scale: Any,
+    mean: Any,
+    next_mean: Any,
+    paired_odds: Any,
+    paired_scores: Any,
+    out: Any,
+) -> Typed:
+    """The gradients of two rows of `padded` scores, odds (wanted - mean) scale, as bfloat16 in two rows and in turn; in
+    turn the odds, too. Odds and what is wanted of them are float32; of each row there is a mean."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        odds, wanted, padded, end, scale, mean, next_mean, paired_odds, paired_scores, out = given
+        each, means = spread(builder, scale), [spread(builder, one) for one in (mean, next_mean)]
+
+        def step(place: Any, _: list[Any]) -> list[Any]:
+            offset = builder.mul(place, LONG(LINE))
+            rows = [offset, builder.add(offset, builder.shl(padded, LONG(2)))]
+            both, pulls = ([read_floats(builder, builder.add(first, row)) for row in rows] for first in (odds, wanted))
+            found = [
+                builder.fmul(builder.fmul(one, each), builder.fsub(pull, less))
+                for one, pull, less in zip(both, pulls, means, strict=True)
+            ]
+            its_odds, its_scores = narrowed(builder, *both), narrowed(builder, *found)
+            for halves, there in ((its_odds, paired_odds), (its_scores, paired_scores)):
+                store(builder, builder.shuffle_vector(halves, halves, _in_turn(0, LANES)), builder.add(there, offset))
+            for part, row in enumerate(rows):
+                lanes = ir.Constant(WORDS, list(range(part * LANES, part * LANES + LANES)))
+                there = builder.add(out, builder.lshr(row, LONG(1)))
+                store(builder, builder.shuffle_vector(its_scores, its_scores, lanes), there)
+            return []
+
+        carried(builder, builder.udiv(end, LONG(LANES)), [], step)
+        return context.get_dummy_value()
+
+    number = types.float32
+    return types.void(INT, INT, INT, INT, number, number, number, INT, INT, INT), code

@@ -1,0 +1,150 @@
+"""Activations and the loss in one pass against torch's own in float64, no further from it than torch's in bfloat16."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diptych.core import sweep_plan as at
+from diptych.core import sweeps, together
+from diptych.core.feedforward import ACTIVATIONS, FeedForward, activated
+from diptych.core.kernels import of_another_machine
+from diptych.core.likelihood import IGNORED, negative_log_likelihood
+
+pytestmark = pytest.mark.skipif(not together.IS_HERE, reason="this processor multiplies no pairs of bfloat16")
+
+
+def numbers(*shape: int, seed: int, scale: float = 2.0) -> Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: list[Tensor], pull: Tensor) -> list[Tensor]:
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    found = function(*inputs)
+    return [found, *torch.autograd.grad(found, inputs, pull.to(found.dtype))]
+
+
+def far(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found - wanted).norm() / wanted.norm()
+
+
+@pytest.mark.parametrize("activation", at.BENDS)
+@pytest.mark.parametrize("is_gated", [False, True])
+@pytest.mark.parametrize("shape", [(1, 32), (3, 5, 96), (700, 480)])  # alone, odd, and several shares
+def test_a_bend_is_as_near_as_torchs(activation: str, is_gated: bool, shape: tuple[int, ...]) -> None:
+    def plainly(x: Tensor, *times: Tensor) -> Tensor:
+        return ACTIVATIONS[activation](x) * times[0] if times else ACTIVATIONS[activation](x)
+
+    inputs, pull = [numbers(*shape, seed=seed) for seed in range(1 + is_gated)], numbers(*shape, seed=9)
+    exact = with_gradients(plainly, [x.double() for x in inputs], pull)
+    torchs = with_gradients(plainly, inputs, pull)
+    ours = with_gradients(partial(activated, activation), inputs, pull)
+    for found, other, wanted in zip(ours, torchs, exact, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert far(found, wanted) < 1.05 * far(other, wanted) + 1e-4
+    with torch.no_grad():
+        assert torch.equal(activated(activation, *inputs), ours[0])
+
+
+@pytest.mark.parametrize("activation", at.BENDS)
+def test_a_bend_holds_for_every_bfloat16(activation: str) -> None:
+    """All 65,536 of them but those that are no number: within a rounding of the value, or of what is lost beside x."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[x.isfinite()]
+    x = F.pad(x, (0, -len(x) % at.STEP)).view(-1, at.STEP)
+    found, slope = with_gradients(partial(activated, activation), [x], torch.ones_like(x))
+    exact, rise = with_gradients(ACTIVATIONS[activation], [x.double()], torch.ones_like(x))
+    for ours, wanted in ((found, exact), (slope, rise)):
+        is_there = wanted.isfinite() & (wanted.abs() < 3e38)
+        assert ours[is_there].isfinite().all()
+        assert ((ours - wanted).abs() <= 2**-8 * wanted.abs() + 2e-6)[is_there].all()
+
+
+def test_what_does_not_suit_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = numbers(4, 64, seed=1)
+    assert sweeps.bends("gelu", x, None)
+    assert sweeps.bends("silu", x, x)
+    assert not sweeps.bends("relu2", x, None)
+    assert not sweeps.bends("gelu", x.float(), None)
+    assert not sweeps.bends("gelu", x[:, :48], None)
+    assert not sweeps.bends("gelu", x[:, ::2], None)
+    assert not sweeps.bends("silu", x, x.float())
+    with of_another_machine():
+        assert not sweeps.bends("gelu", x, None)
+    monkeypatch.setattr(together, "IS_HERE", False)
+    assert not sweeps.bends("gelu", x, None)
+    assert not sweeps.scores(x)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu-tanh"])
+def test_a_layer_trains_through_it_as_without_it(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = FeedForward(32, 96, activation=activation), torch.randn(5, 7, 32)
+    gradients = []
+    for is_here in (True, False):
+        monkeypatch.setattr(together, "IS_HERE", is_here)
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x).float().square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        assert far(one, other) < 0.02
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])  # with 30 odds are too small for a float32
+@pytest.mark.parametrize("size", [32, 4096])
+def test_a_loss_is_that_of_float64(scale: float, size: int) -> None:
+    logits, targets = numbers(50, size, seed=1, scale=scale), torch.arange(50) * 7 % size
+    targets[3] = IGNORED
+    found, gradient = with_gradients(lambda x: negative_log_likelihood(x, targets), [logits], torch.tensor(1.0))
+    exact, wanted = with_gradients(
+        lambda x: F.cross_entropy(x, targets, ignore_index=IGNORED, reduction="sum"),
+        [logits.double()],
+        torch.tensor(1.0),
+    )
+    assert found.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert gradient[3].count_nonzero() == 0
+    assert ((gradient - wanted).abs() <= 2**-8 * wanted.abs() + 1e-7).all()
+
+
+def test_what_is_no_number_is_not_hidden() -> None:
+    x, targets = numbers(2, 64, seed=1), torch.tensor([3, 4])
+    for wrong in (torch.nan, torch.inf):
+        x[1, 9] = wrong
+        assert not negative_log_likelihood(x.clone().requires_grad_(), targets).isfinite()
+        for activation in at.BENDS:
+            assert not activated(activation, x)[1, 9].isfinite()
+
+
+def test_threads_change_nothing() -> None:
+    x, times, logits = (numbers(300, 512, seed=seed) for seed in range(3))
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            gradient = torch.empty_like(logits)
+            losses = sweeps.score(logits, torch.arange(300), gradient)
+            found.append([losses, gradient, *with_gradients(partial(activated, "silu"), [x, times], logits)])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
+def test_they_can_be_planned() -> None:
+    """On fake tensors, which have the shapes of real ones."""
+
+    def step() -> list[torch.Size]:
+        x, times = (torch.ones(4, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        bent = activated("silu", x, times)
+        loss = negative_log_likelihood(bent, torch.ones(4, dtype=torch.int64))
+        loss.backward()
+        return [one.shape for one in (bent, loss, x.grad, times.grad) if one is not None]
+
+    real = step()
+    with FakeTensorMode():
+        assert step() == real
