@@ -1,4 +1,5 @@
-"""Activations and the loss in one pass against torch's own in float64, no further from it than torch's in bfloat16."""
+"""Activations, norms and the loss in one pass against torch's own in float64: no further from it than torch's own in
+bfloat16."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from diptych.core import sweeps, together
 from diptych.core.feedforward import ACTIVATIONS, FeedForward, activated
 from diptych.core.kernels import of_another_machine
 from diptych.core.likelihood import IGNORED, negative_log_likelihood
+from diptych.core.norms import NORMS
 
 pytestmark = pytest.mark.skipif(not together.IS_HERE, reason="this processor multiplies no pairs of bfloat16")
 
@@ -64,20 +66,31 @@ def test_a_bend_holds_for_every_bfloat16(activation: str) -> None:
         assert ((ours - wanted).abs() <= 2**-8 * wanted.abs() + 2e-6)[is_there].all()
 
 
+def test_pictures_may_lie_channels_last() -> None:
+    """And what comes back to them need not."""
+    x, pull = numbers(2, 8, 6, 4, seed=1), numbers(2, 8, 6, 4, seed=2)
+    whole = with_gradients(partial(activated, "silu"), [x], pull)
+    last = with_gradients(partial(activated, "silu"), [x.contiguous(memory_format=torch.channels_last)], pull)
+    assert all(map(torch.equal, last, whole))
+    assert last[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_what_does_not_suit_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     x = numbers(4, 64, seed=1)
     assert sweeps.bends("gelu", x, None)
     assert sweeps.bends("silu", x, x)
     assert not sweeps.bends("relu2", x, None)
     assert not sweeps.bends("gelu", x.float(), None)
+    assert not sweeps.bends("gelu", x[:3, :33], None)
     assert not sweeps.bends("gelu", x[:, :48], None)
+    assert not sweeps.bends("silu", x, x.mT.contiguous().mT)
     assert not sweeps.bends("gelu", x[:, ::2], None)
     assert not sweeps.bends("silu", x, x.float())
     with of_another_machine():
         assert not sweeps.bends("gelu", x, None)
     monkeypatch.setattr(together, "IS_HERE", False)
     assert not sweeps.bends("gelu", x, None)
-    assert not sweeps.scores(x)
+    assert not sweeps.scores(x, x)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu-tanh"])
@@ -111,6 +124,42 @@ def test_a_loss_is_that_of_float64(scale: float, size: int) -> None:
     assert ((gradient - wanted).abs() <= 2**-8 * wanted.abs() + 1e-7).all()
 
 
+@pytest.mark.parametrize("is_layer", [False, True])
+@pytest.mark.parametrize("shape", [(1, 32), (3, 5, 96), (700, 480)])  # alone, odd, and several shares
+def test_a_norm_is_that_of_float64(is_layer: bool, shape: tuple[int, ...]) -> None:
+    """Far from 0 and of another size, with the gradients of its gain and shift, whose sums stay float32."""
+    x, pull = 3 * numbers(*shape, seed=1) + 1, numbers(*shape, seed=2)
+    weights = [numbers(shape[-1], seed=seed).float() for seed in range(3, 4 + is_layer)]
+    ours = with_gradients(
+        lambda x, *w: sweeps.norm(x, w[0], *(w[1:] or [None]), 1e-5, is_layer=is_layer), [x, *weights], pull
+    )
+
+    def exactly(x: Tensor, *weights: Tensor) -> Tensor:
+        return (F.layer_norm if is_layer else F.rms_norm)(x, shape[-1:], *weights, eps=1e-5)
+
+    exact = with_gradients(exactly, [one.double() for one in (x, *weights)], pull)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert far(found, wanted) < (2**-8 if found.dtype == torch.bfloat16 else 1e-5)
+    with torch.no_grad():
+        again = sweeps.norm(x, weights[0], weights[1] if is_layer else None, 1e-5, is_layer=is_layer)
+    assert torch.equal(again, ours[0])
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_takes_heads_as_they_lie(name: str) -> None:
+    """(B, T, H, D) in memory, seen as (B, H, T, D); other layouts go another way."""
+    module = NORMS[name](32, 1e-6)
+    heads = numbers(2, 5, 3, 32, seed=1).transpose(1, 2)
+    assert sweeps.norms(heads)
+    assert not sweeps.norms(heads[:, :, 1:])
+    assert not sweeps.norms(heads.mT)
+    assert not sweeps.norms(heads[..., :16])
+    assert not sweeps.norms(heads[:0])
+    assert torch.equal(module(heads), module(heads.contiguous()))
+    assert module(heads).stride() == heads.stride()
+    assert module(heads[:0]).shape == heads[:0].shape
+
+
 def test_what_is_no_number_is_not_hidden() -> None:
     x, targets = numbers(2, 64, seed=1), torch.tensor([3, 4])
     for wrong in (torch.nan, torch.inf):
@@ -118,6 +167,8 @@ def test_what_is_no_number_is_not_hidden() -> None:
         assert not negative_log_likelihood(x.clone().requires_grad_(), targets).isfinite()
         for activation in at.BENDS:
             assert not activated(activation, x)[1, 9].isfinite()
+        for norm in NORMS.values():
+            assert not norm(64, 1e-6)(x)[1, 9].isfinite()
 
 
 def test_threads_change_nothing() -> None:
@@ -128,7 +179,10 @@ def test_threads_change_nothing() -> None:
             torch.set_num_threads(threads)
             gradient = torch.empty_like(logits)
             losses = sweeps.score(logits, torch.arange(300), gradient)
-            found.append([losses, gradient, *with_gradients(partial(activated, "silu"), [x, times], logits)])
+            bent = with_gradients(partial(activated, "silu"), [x, times], logits)
+            gain = torch.ones(512, requires_grad=True)
+            normed = with_gradients(lambda x, w: sweeps.norm(x, w, None, 1e-6, is_layer=True), [x, gain], logits)
+            found.append([losses, gradient, *bent, *normed])
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:
@@ -140,7 +194,7 @@ def test_they_can_be_planned() -> None:
 
     def step() -> list[torch.Size]:
         x, times = (torch.ones(4, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-        bent = activated("silu", x, times)
+        bent = activated("silu", NORMS["layer"](64, 1e-6)(x), times)
         loss = negative_log_likelihood(bent, torch.ones(4, dtype=torch.int64))
         loss.backward()
         return [one.shape for one in (bent, loss, x.grad, times.grad) if one is not None]

@@ -230,6 +230,7 @@ def image(
     is_fresh = wanted.get("seed") is None
     wanted["seed"] = frame.seed_or_fresh(wanted.get("seed"))
     easel = Easel(painter, wanted, worse)
+    painter.prepare()
     watch = _watch(form, easel, has_preview=preview, is_fresh=is_fresh)
     started = time.perf_counter()
     paths, facts, said = SEVERAL[kind](easel, out, watch) if kind else _one(easel, chosen, out, trace, watch)

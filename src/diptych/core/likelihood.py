@@ -48,7 +48,7 @@ def _score(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
     """The sum of -log p of targets, and its gradient by the logits (N, V) into `gradient`, which may be the logits
     themselves: a block of places at a time, so that of the arrays of that size in float32, of which there would be
     four, none leaves the cache."""
-    if sweeps.scores(logits) and gradient.is_contiguous():
+    if sweeps.scores(logits, gradient):
         return sweeps.score(logits, targets, gradient).sum()
     total = torch.zeros((), dtype=torch.float32)
     rows = max(1, NUMBERS // logits.shape[-1])

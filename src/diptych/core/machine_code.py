@@ -12,7 +12,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -27,7 +28,7 @@ from diptych.core.files import write_atomically
 from diptych.core.memory import forget_library
 
 _owners: list[Any] = []  # of the code in memory
-_making = threading.Lock()
+_loading = threading.Lock()
 _PREFIX = "diptych_"  # of names that only what is compiled here has
 
 
@@ -86,6 +87,8 @@ MANY = Library(
     ),
 )
 LIBRARIES = {library.name: library for library in (ROWS, MANY)}
+_making = {name: threading.Lock() for name in LIBRARIES}
+_made: dict[str, dict[str, Callable[..., int]]] = {}
 
 
 @cache
@@ -107,18 +110,33 @@ def multiplies_bfloats() -> bool:
 
 def compiled(library: Library) -> dict[str, Callable[..., int]]:
     """Its functions by name, as machine code: functions of `ctypes`, in which Python's lock is free."""
-    with _making:  # once, whoever asks meanwhile
-        return _compiled(library)
+    with _making[library.name]:  # once, whoever asks meanwhile
+        if library.name not in _made:
+            _made[library.name] = _in_memory(library)
+        return _made[library.name]
 
 
-@cache
-def _compiled(library: Library) -> dict[str, Callable[..., int]]:
+def compile_beside(libraries: Sequence[Library]) -> None:
+    """Have several libraries ready, in the time of the one that takes longest."""
+    if libraries:
+        with ThreadPoolExecutor(len(libraries)) as pool:
+            list(pool.map(compiled, libraries))
+
+
+def _in_memory(library: Library) -> dict[str, Callable[..., int]]:
     import llvmlite
-    import llvmlite.binding as llvm
 
-    machine, processor = _machine()
+    with _loading:
+        machine, processor = _machine()
     about = f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
     code = _kept(library, about, partial(_made_apart, library))
+    with _loading:
+        return _loaded(library, code, machine)
+
+
+def _loaded(library: Library, code: bytes, machine: Any) -> dict[str, Callable[..., int]]:
+    import llvmlite.binding as llvm
+
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -167,9 +185,14 @@ def _kept(library: Library, about: str, make: Callable[[], bytes]) -> bytes:
     return code
 
 
+@cache
+def _tell() -> None:
+    print("diptych: compiling for this processor, once ...", file=sys.stderr, flush=True)
+
+
 def _made_apart(library: Library) -> bytes:
     """The object file, from another process."""
-    print("diptych: compiling for this processor, once ...", file=sys.stderr, flush=True)
+    _tell()
     command = [sys.executable, "-m", "diptych.core.machine_code", library.name]
     home = str(Path(__file__).parents[2])  # so that it is this diptych that compiles, wherever it was imported from
     paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))

@@ -21,21 +21,26 @@ from diptych.core.lanes import (
     carried,
     llvm,
     read_bfloats,
+    read_floats,
     spread,
     times_plus,
 )
-from diptych.core.tiles import lanes_sum, narrowed, power_of_two
+from diptych.core.tiles import lanes_sum, narrowed, power_of_two, with_and_without
 
 LOG2_E = 1.44269504
 ONE = constant(1.0)
 
 
-def _silu(builder: Any, x: Any) -> tuple[Any, Any]:
-    """x s and its slope, s the logistic function of x: s + x s (1 - s)."""
-    fade = power_of_two(builder, builder.fmul(x, constant(-LOG2_E)))
-    share = builder.fdiv(ONE, builder.fadd(ONE, fade))
-    bent = builder.fmul(x, share)
-    return bent, times_plus(builder, bent, builder.fsub(ONE, share), share)
+def _logistic(rate: float) -> Callable[..., tuple[Any, Any]]:
+    """x s, s the logistic function of rate x, and its slope s + rate x s (1 - s)."""
+
+    def bend(builder: Any, x: Any) -> tuple[Any, Any]:
+        fade = power_of_two(builder, builder.fmul(x, constant(-LOG2_E * rate)))
+        share = builder.fdiv(ONE, builder.fadd(ONE, fade))
+        bent = builder.fmul(x, share)
+        return bent, times_plus(builder, bent, builder.fmul(builder.fsub(ONE, share), constant(rate)), share)
+
+    return bend
 
 
 def _gelu(builder: Any, x: Any) -> tuple[Any, Any]:
@@ -69,7 +74,7 @@ def _gelu_tanh(builder: Any, x: Any) -> tuple[Any, Any]:
     return bent, times_plus(builder, builder.fmul(bent, builder.fsub(ONE, share)), rise, share)
 
 
-_BENDS = {"silu": _silu, "gelu": _gelu, "gelu-tanh": _gelu_tanh}
+_BENDS = {"silu": _logistic(1.0), "quick-gelu": _logistic(1.702), "gelu": _gelu, "gelu-tanh": _gelu_tanh}
 
 
 def _at(builder: Any, addresses: list[Any], place: Any) -> list[list[Any]]:
@@ -177,16 +182,10 @@ def sum_of_powers(context: Any, numbers: Any, level: Any, count: Any) -> Typed:
         numbers, level, count = given
         less = spread(builder, builder.fneg(level))
 
-        def step(place: Any, totals: list[Any]) -> list[Any]:
-            (both,) = _at(builder, [numbers], place)
-            return [
-                builder.fadd(total, power_of_two(builder, times_plus(builder, one, constant(LOG2_E), less)))
-                for total, one in zip(totals, both, strict=True)
-            ]
+        def power(one: Any) -> Any:
+            return power_of_two(builder, times_plus(builder, one, constant(LOG2_E), less))
 
-        return lanes_sum(
-            builder, builder.fadd(*carried(builder, builder.udiv(count, LONG(at.STEP)), [ZEROS] * 2, step))
-        )
+        return _summed(builder, numbers, count, power)
 
     return types.float32(INT, types.float32, INT), code
 
@@ -209,3 +208,142 @@ def powers(context: Any, numbers: Any, level: Any, out: Any, count: Any) -> Type
         return context.get_dummy_value()
 
     return types.void(INT, types.float32, INT, INT), code
+
+
+def _summed(builder: Any, numbers: Any, count: Any, of: Callable[[Any], Any]) -> Any:
+    """The sum of `of` each vector of a row."""
+
+    def step(place: Any, totals: list[Any]) -> list[Any]:
+        (both,) = _at(builder, [numbers], place)
+        return [builder.fadd(total, of(one)) for total, one in zip(totals, both, strict=True)]
+
+    return lanes_sum(builder, builder.fadd(*carried(builder, builder.udiv(count, LONG(at.STEP)), [ZEROS] * 2, step)))
+
+
+@intrinsic
+def row_sum(context: Any, numbers: Any, count: Any) -> Typed:
+    """The sum of a row of bfloat16."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        numbers, count = given
+        return _summed(builder, numbers, count, lambda one: one)
+
+    return types.float32(INT, INT), code
+
+
+@intrinsic
+def squares(context: Any, numbers: Any, mean: Any, count: Any) -> Typed:
+    """The sum of the squares of what a row differs from a number by."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        numbers, mean, count = given
+        less = spread(builder, mean)
+
+        def square(one: Any) -> Any:
+            apart = builder.fsub(one, less)
+            return builder.fmul(apart, apart)
+
+        return _summed(builder, numbers, count, square)
+
+    return types.float32(INT, types.float32, INT), code
+
+
+def _floats_at(builder: Any, address: Any, place: Any) -> list[Any]:
+    """The two vectors of float32 that belong to those of bfloat16 at a place."""
+    here = builder.add(address, builder.mul(place, LONG(2 * LINE)))
+    return [read_floats(builder, builder.add(here, LONG(half))) for half in (0, LINE)]
+
+
+@intrinsic
+def scale_row(context: Any, x: Any, mean: Any, inverse: Any, gain: Any, shift: Any, out: Any, count: Any) -> Typed:
+    """(x - mean) inverse gain + shift of a row; a shift at an address of 0 is none."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, mean, inverse, gain, shift, out, count = given
+        less, each = spread(builder, mean), spread(builder, inverse)
+
+        def body(shift: Any) -> None:
+            def step(place: Any, _: list[Any]) -> list[Any]:
+                (both,) = _at(builder, [x], place)
+                units = [builder.fmul(builder.fsub(one, less), each) for one in both]
+                found = [builder.fmul(one, g) for one, g in zip(units, _floats_at(builder, gain, place), strict=True)]
+                if shift is not None:
+                    found = [builder.fadd(*p) for p in zip(found, _floats_at(builder, shift, place), strict=True)]
+                _give(builder, found, out, place)
+                return []
+
+            carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
+
+        with_and_without(builder, shift, body)
+        return context.get_dummy_value()
+
+    number = types.float32
+    return types.void(INT, number, number, INT, INT, INT, INT), code
+
+
+@intrinsic
+def pulls(
+    context: Any, x: Any, pull: Any, mean: Any, inverse: Any, gain: Any, to_gain: Any, to_shift: Any, count: Any
+) -> Typed:
+    """Sums over a row of p u and of p, where u is (x - mean) inverse and p the gradient of it: the pull times the gain.
+    To what is at `to_gain` and `to_shift` the pull times u and the pull are added."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, pull, mean, inverse, gain, to_gain, to_shift, count = given
+        less, each = spread(builder, mean), spread(builder, inverse)
+
+        def step(place: Any, totals: list[Any]) -> list[Any]:
+            read, gains, grown = _at(builder, [x, pull], place), _floats_at(builder, gain, place), list(totals)
+            sums = [_floats_at(builder, address, place) for address in (to_gain, to_shift)]
+            for half in range(2):
+                unit, its_pull = builder.fmul(builder.fsub(read[0][half], less), each), read[1][half]
+                there = builder.add(builder.mul(place, LONG(2 * LINE)), LONG(half * LINE))
+                along = times_plus(builder, its_pull, unit, sums[0][half])
+                store(builder, along, builder.add(to_gain, there))
+                store(builder, builder.fadd(its_pull, sums[1][half]), builder.add(to_shift, there))
+                its = builder.fmul(its_pull, gains[half])
+                grown[half] = times_plus(builder, its, unit, grown[half])
+                grown[2 + half] = builder.fadd(its, grown[2 + half])
+            return grown
+
+        found = carried(builder, builder.udiv(count, LONG(at.STEP)), [ZEROS] * 4, step)
+        both = [lanes_sum(builder, builder.fadd(*found[part : part + 2])) for part in (0, 2)]
+        return context.make_tuple(builder, signature.return_type, both)
+
+    number = types.float32
+    return types.UniTuple(number, 2)(INT, INT, number, number, INT, INT, INT, INT), code
+
+
+@intrinsic
+def pull_row(
+    context: Any,
+    x: Any,
+    pull: Any,
+    mean: Any,
+    inverse: Any,
+    gain: Any,
+    along: Any,
+    level: Any,
+    out: Any,
+    count: Any,
+) -> Typed:
+    """(p - level - u along) inverse of a row, u and p as in `pulls`."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, pull, mean, inverse, gain, along, level, out, count = given
+        less, each, share, flat = (spread(builder, one) for one in (mean, inverse, along, level))
+
+        def step(place: Any, _: list[Any]) -> list[Any]:
+            read, found = _at(builder, [x, pull], place), []
+            for one, its, g in zip(*read, _floats_at(builder, gain, place), strict=True):
+                unit = builder.fmul(builder.fsub(one, less), each)
+                rest = builder.fsub(builder.fmul(its, g), flat)
+                found.append(builder.fmul(builder.fsub(rest, builder.fmul(unit, share)), each))
+            _give(builder, found, out, place)
+            return []
+
+        carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
+        return context.get_dummy_value()
+
+    number = types.float32
+    return types.void(INT, INT, number, number, INT, number, number, INT, INT), code

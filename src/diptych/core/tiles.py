@@ -204,12 +204,13 @@ def _seen(builder: Any, place: Any, count: Any, mask: Any) -> Any:
     return seen
 
 
-def _with_and_without(builder: Any, mask: Any, body: Callable[[Any], None]) -> None:
-    with builder.if_else(builder.icmp_signed("==", mask, LONG(0))) as (without, with_mask):
-        with without:
+def with_and_without(builder: Any, address: Any, body: Callable[[Any], None]) -> None:
+    """The code for an address, and for None where it is 0: one of them runs."""
+    with builder.if_else(builder.icmp_signed("==", address, LONG(0))) as (nothing, something):
+        with nothing:
             body(None)
-        with with_mask:
-            body(mask)
+        with something:
+            body(address)
 
 
 @intrinsic
@@ -239,7 +240,7 @@ def largest_score(context: Any, scores: Any, count: Any, end: Any, scale: Any, m
             reduce = llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR)
             builder.store(builder.call(reduce, [most], fastmath=("nnan",)), found)
 
-        _with_and_without(builder, mask, body)
+        with_and_without(builder, mask, body)
         return builder.load(found)
 
     return types.float32(INT, INT, INT, types.float32, INT), code
@@ -297,7 +298,7 @@ def raise_again(
             (total,) = carried(builder, builder.udiv(end, LONG(LANES)), [ZEROS], step)
             builder.store(lanes_sum(builder, total), found)
 
-        _with_and_without(builder, mask, body)
+        with_and_without(builder, mask, body)
         return builder.load(found)
 
     return types.float32(INT, INT, INT, types.float32, INT, types.float32, INT), code

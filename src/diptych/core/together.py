@@ -39,6 +39,12 @@ IS_HERE = (
 )
 
 
+def libraries(device: torch.device, dtype: torch.dtype) -> list[machine_code.Library]:
+    """What computations in a dtype on a device need compiled. It takes seconds if that was never done on this machine,
+    which are better told before a run than in its middle."""
+    return [machine_code.MANY] if IS_HERE and device.type == "cpu" and dtype == torch.bfloat16 else []
+
+
 def new_table(columns: int) -> NDArray[np.int64]:
     """A table of 64-bit integers, all 0, which begins with a line of memory."""
     table = np.zeros(columns + LINE // 8, np.int64)

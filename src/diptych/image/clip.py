@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diptych.core.checks import settings_of
 from diptych.core.feedforward import ACTIVATIONS
+from diptych.core.norms import LayerNorm
 from diptych.core.spelling import unknown
 from diptych.image.encoders import EncoderBlock
 
@@ -129,7 +130,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.01)
         self.blocks = config.blocks()
-        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.norm = LayerNorm(config.width, config.norm_eps)
         self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, tokens: Tensor, *, skip: int = 0, is_normed: bool = True) -> Read:
@@ -168,9 +169,9 @@ class PictureTower(nn.Module):
         nn.init.normal_(self.start, std=config.width**-0.5)
         self.positions = nn.Embedding(1 + (config.size // config.patch) ** 2, config.width)
         nn.init.normal_(self.positions.weight, std=config.width**-0.5)
-        self.first_norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.first_norm = LayerNorm(config.width, config.norm_eps)
         self.blocks = config.blocks()
-        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.norm = LayerNorm(config.width, config.norm_eps)
         self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, pictures: Tensor) -> Read:

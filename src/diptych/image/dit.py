@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diptych.core.attention import Attention
 from diptych.core.checks import settings_of
 from diptych.core.feedforward import FeedForward
+from diptych.core.norms import LayerNorm
 from diptych.core.spelling import unknown
 from diptych.image.adaptive import Leave, Modulation, embedder, normed
 from diptych.image.clock import CLOCKS, features
@@ -87,7 +88,7 @@ class DiTBlock(nn.Module):
         self.attention = Attention(width, heads, has_qkv_bias=True, has_output_bias=True, **switches)
         self.cross_attention: Attention | None = None
         if config.prompt == "cross":
-            self.cross_norm = nn.LayerNorm(width)
+            self.cross_norm = LayerNorm(width)
             self.cross_attention = Attention(
                 width, heads, context_width=config.context_width, has_output_bias=True, **switches
             )

@@ -15,10 +15,12 @@ from diptych.core import weights
 from diptych.core.adapters import Adapters
 from diptych.core.generation import Generation
 from diptych.core.lora import Adapter
+from diptych.core.machine_code import compile_beside
 from diptych.core.mapped import recast
 from diptych.core.precision import choose
 from diptych.core.randomness import check_seed
 from diptych.core.spelling import unknown
+from diptych.core.together import libraries
 from diptych.core.tokenizer import Tokenizer
 from diptych.image import tiles
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
@@ -201,6 +203,12 @@ class ImageModel:
     def merge_adapter(self, name: str, strength: float = 1.0) -> None:
         """Add an adapter to the weights for good: as quick as the model itself, and no longer switchable."""
         self.adapters.merge(name, strength)
+
+    def prepare(self) -> None:
+        """Compile what painting needs, if that was never done on this machine: it takes seconds, which is better told
+        before a picture begins than in its middle."""
+        weight = next(self.network.parameters())
+        compile_beside(libraries(weight.device, weight.dtype))
 
     def runner(self, weaker: "ImageModel | None" = None) -> ImageRunner:
         """A fresh runner over this model, for many requests at once.

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.attention import Attention
 from diptych.core.convolution import convolved
-from diptych.core.feedforward import FeedForward
+from diptych.core.feedforward import FeedForward, activated
 from diptych.core.fused import linear_plus
 from diptych.core.norms import NORMS
 
@@ -55,14 +54,14 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = convolved(self.conv1, F.silu(self.norm1(x)))
+        h = convolved(self.conv1, activated("silu", self.norm1(x)))
         told = self.time(time)[:, :, None, None]
         if self.has_scale:
             scale, shift = told.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + told)
-        h = convolved(self.conv2, F.silu(h))
+        h = convolved(self.conv2, activated("silu", h))
         kept: Tensor = self.skip(x)
         return kept + h
 

@@ -18,7 +18,7 @@ from diptych.core.crew import crew, num_threads
 from diptych.core.dropout import Dropout
 from diptych.core.feedforward import FeedForward
 from diptych.core.machine_code import is_here, multiplies_bfloats
-from diptych.core.norms import RMSNorm
+from diptych.core.norms import LayerNorm, RMSNorm
 from diptych.core.positions import rotary
 from diptych.core.quantised import Int4Linear, Int8Linear, QuantisedEmbedding
 from diptych.core.unchanged import Unchanged
@@ -26,7 +26,7 @@ from diptych.text.cache import KeyValueCache
 from diptych.text.decoder import Block, Decoder
 
 FORMS = {torch.bfloat16: at.BFLOAT, torch.float32: at.FLOAT, torch.int8: at.INT8, torch.uint8: at.INT4}
-TAKES = {Decoder, Block, Attention, FeedForward, Dropout, RMSNorm, nn.LayerNorm, nn.ModuleList}
+TAKES = {Decoder, Block, Attention, FeedForward, Dropout, RMSNorm, LayerNorm, nn.ModuleList}
 TAKES |= {nn.Linear, Int8Linear, Int4Linear, nn.Embedding, QuantisedEmbedding}
 TURNS = 256  # positions whose angles are computed together
 NORM = ("weight", "bias")  # in the order of the tables

@@ -18,6 +18,8 @@ from diptych.core.checks import is_whole
 from diptych.core.crew import crew
 from diptych.core.few_queries import FEW
 from diptych.core.kernels import is_ours, onednn
+from diptych.core.machine_code import ROWS, compile_beside
+from diptych.core.together import libraries
 from diptych.text import few_tokens, recorded
 from diptych.text.cache import CacheSettings, KeyValueCache
 from diptych.text.decoder import Decoder
@@ -78,9 +80,11 @@ class Reader:
             self._few_tokens = RecordedTokens(decoder, self.cache)
 
     def prepare(self) -> None:
-        """Compile what a few tokens at a time need, if that was never done on this machine: it takes seconds, which is
-        better told before a text begins than in its middle."""
-        if isinstance(self._few_tokens, FewTokens):
+        """Compile what reading needs, if that was never done on this machine: it takes seconds, which is better told
+        before a text begins than in its middle."""
+        is_compiled = isinstance(self._few_tokens, FewTokens)
+        compile_beside([ROWS] * is_compiled + libraries(self._device, next(self.decoder.parameters()).dtype))
+        if is_compiled:
             crew()
 
     def read(self, parts: Sequence[Part]) -> list[Tensor]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from diptych.core.machine_code import compile_beside
 from diptych.core.precision import choose
+from diptych.core.together import libraries
 from diptych.data.reading import Read, read_ahead
 from diptych.data.trouble import Troubles
 from diptych.train.card import model_card
@@ -162,6 +164,7 @@ def train(
     board = Board(run.path, state.step) if settings.tensorboard and ranks.is_first else None
     keeper = Keeper(recipe, task, run, ranks, state, board)
     model.train()
+    compile_beside(libraries(device, compute))
     started, first = time.perf_counter(), state.step
     spent = state.seconds
     waiting = _Waiting(reading)
