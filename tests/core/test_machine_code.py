@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import diptych
 from diptych.core import machine_code
 
 
-def kept(code: bytes, library: machine_code.Library = machine_code.ROWS, about: str = "this machine") -> bytes:
-    return machine_code._kept(library, about, lambda: code)
+def kept(code: bytes, library: machine_code.Library = machine_code.ROWS) -> bytes:
+    return machine_code._kept(machine_code._path(library), lambda: code)
 
 
 @pytest.fixture
@@ -27,10 +26,13 @@ def test_code_is_made_once(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
-def test_of_another_machine_or_library_it_is_other_code(folder: Path) -> None:
+def test_of_another_machine_or_library_it_is_other_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(b"one")
-    assert kept(b"two", about="that machine") == b"two"
-    assert kept(b"three", machine_code.MANY) == b"three"
+    assert kept(b"two", machine_code.MANY) == b"two"
+    monkeypatch.setattr(machine_code, "_about", lambda: "another machine")
+    assert kept(b"three") == b"three"
+    monkeypatch.undo()
+    monkeypatch.setenv("DIPTYCH_CACHE", str(folder.parent))
     assert kept(b"four") == b"one"
 
 
@@ -51,14 +53,68 @@ def test_code_that_cannot_be_kept_is_made_each_time(folder: Path) -> None:
     assert kept(b"two") == b"two"
 
 
-def test_it_is_this_diptych_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+class Process:
+    """Stands in for the process that compiles."""
+
+    said: list[tuple[list[str], dict[str, str]]]
+    returncode = 0
+
+    def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        self.said.append((command, env))
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def communicate(self) -> tuple[bytes, None]:
+        return b"code", None
+
+    def kill(self) -> None: ...
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> type[Process]:
+    monkeypatch.setattr(Process, "said", [], raising=False)
+    monkeypatch.setattr(Process, "returncode", 0)
+    monkeypatch.setattr(machine_code.subprocess, "Popen", Process)
+    monkeypatch.setattr(machine_code, "_made", {})
+    monkeypatch.setattr(machine_code, "_loaded", lambda library, code: {"name": code})
+    return Process
+
+
+def test_it_is_this_diptych_that_compiles(process: type[Process], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was imported from a folder that the other process would not look into."""
-
-    def run(command: list[str], *, env: dict[str, str], **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(stdout=f"{env['PYTHONPATH']}\n{command[-1]}".encode())
-
-    monkeypatch.setattr(machine_code.subprocess, "run", run)
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    paths, library = machine_code._made_apart(machine_code.MANY).decode().split("\n")
-    assert library == "many"
-    assert paths.split(os.pathsep) == [str(Path(diptych.__file__).parents[1]), "elsewhere"]
+    assert machine_code._made_apart(machine_code.MANY) == b"code"
+    ((command, environment),) = process.said
+    assert command[-1] == "many"
+    assert environment["PYTHONPATH"].split(os.pathsep) == [str(Path(diptych.__file__).parents[1]), "elsewhere"]
+
+
+def test_what_was_begun_is_not_begun_again(
+    folder: Path, process: type[Process], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And who waits for it is told of it, once; who finds it is not."""
+    machine_code._tell.cache_clear()
+    libraries = [machine_code.ROWS, machine_code.MANY]
+    machine_code.begin(libraries)
+    machine_code.compile_beside(libraries)
+    assert sorted(command[-1] for command, _ in process.said) == ["many", "row"]
+    machine_code._made.clear()
+    machine_code._tell.cache_clear()
+    capsys.readouterr()
+    assert machine_code.compiled(machine_code.MANY) == {"name": b"code"}
+    assert len(process.said) == 2
+    assert capsys.readouterr().err == ""
+    (folder / next(path.name for path in folder.iterdir() if path.name.startswith("row"))).unlink()
+    machine_code.compiled(machine_code.ROWS)
+    assert capsys.readouterr().err == "diptych: compiling for this processor, once ...\n"
+
+
+def test_what_cannot_be_compiled_says_so_to_who_needs_it(folder: Path, process: type[Process]) -> None:
+    process.returncode = 1
+    machine_code.begin([machine_code.MANY])
+    with pytest.raises(RuntimeError, match=r"compiling for this processor failed: '.*machine_code many' says why"):
+        machine_code.compiled(machine_code.MANY)
+    assert not folder.exists()

@@ -137,6 +137,15 @@ def text_model(
     return model
 
 
+def begin_compiling(device: str | None, dtype: str | None) -> None:
+    """What a CPU needs compiled, once a machine, is compiled beside what comes before: the import of torch, data."""
+    from diptych.core import machine_code
+
+    is_for_cpu = device in (None, "cpu") and dtype in (None, "bfloat16")
+    if is_for_cpu and machine_code.is_here() and machine_code.multiplies_bfloats():
+        machine_code.begin([machine_code.MANY])
+
+
 def image_model(name: str, device: str | None, dtype: str | None) -> "ImageModel":
     model = _load(name, device, dtype)
     if model.panel != "image":

@@ -222,6 +222,7 @@ def image(
     if (trace or explain) and (kind or (trace and "enlarge" in wanted and wanted.get("count", 1) != 1)):
         raise UsageError(f"--{'trace' if trace else 'explain'} is of one painting; leave out --{kind or 'enlarge'}")
     out = place(out, wanted["frames"]) if kind == "frames" else frame.output(out, ".png")
+    frame.begin_compiling(device, dtype)
     painter = frame.image_model(model or "brush", device, dtype)
     wear(painter, loras)
     worse = frame.image_model(wanted["weaker"], device, dtype) if "weaker" in wanted else None
@@ -230,11 +231,10 @@ def image(
     is_fresh = wanted.get("seed") is None
     wanted["seed"] = frame.seed_or_fresh(wanted.get("seed"))
     easel = Easel(painter, wanted, worse)
-    painter.prepare()
     watch = _watch(form, easel, has_preview=preview, is_fresh=is_fresh)
     started = time.perf_counter()
     paths, facts, said = SEVERAL[kind](easel, out, watch) if kind else _one(easel, chosen, out, trace, watch)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started - easel.waited
     if form == "json":
         images = [str(path) for path in paths]
         frame.json_line({"type": "result", "images": images, "seed": facts["seed"], "settings": facts})

@@ -1,5 +1,6 @@
 """The easel: settings and the files that they name become generations, one pass of painting or two."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,13 @@ class Easel:
     Args:
         wanted: settings, as `image_settings` names them.
         weaker: the model that `wanted["weaker"]` names.
+
+    Attributes:
+        waited: seconds for what is compiled once a machine.
     """
 
     def __init__(self, painter: "ImageModel", wanted: dict[str, Any], weaker: "ImageModel | None") -> None:
-        self.painter, self.weaker = painter, weaker
+        self.painter, self.weaker, self.waited = painter, weaker, 0.0
         habits = painter.habits
         usual = {"steps": habits.steps, "guidance_scale": habits.guidance_scale, "sampler": habits.sampler}
         has_own = "sampler" in wanted or "sampler" in wanted.get("grid", {})
@@ -89,7 +93,9 @@ class Easel:
         Args:
             watch: is given each generation, and what it is where it is one of two; runs it.
         """
-        enlarge = self.wanted.get("enlarge")
+        enlarge, before = self.wanted.get("enlarge"), time.perf_counter()
+        self.painter.prepare()
+        self.waited += time.perf_counter() - before
         watch(first, "" if enlarge is None else "first pass")
         result = first.result()
         result.settings.pop("mask", None)  # outpainting has one without a file

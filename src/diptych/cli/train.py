@@ -47,6 +47,7 @@ def train(
     folder = out or RUNS / chosen.name
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"'{folder}' is a file; name a folder for the run")
+    frame.begin_compiling(None, dtype)
     import torch
 
     from diptych.core.allocator import keep_freed_memory

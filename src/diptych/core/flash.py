@@ -1,4 +1,5 @@
-"""Attention on a CPU that multiplies pairs of bfloat16, as one call of compiled code (`core.flash_kernel`).
+"""Attention on a CPU that multiplies pairs of bfloat16, as one call of compiled code each way
+(`core.flash_kernel`, `core.flash_gradients`).
 
 Scores never leave the cache of a core, neither forward nor backward, where they are computed again from what is kept
 of each row, the logarithm of a sum (Dao et al. 2022, alg. 1 and 4). They are float32, and what is multiplied is
@@ -177,7 +178,7 @@ def _run(q: Tensor, k: Tensor, tensors: Mapping[int, Tensor | None], is_causal: 
         table[column], size = size, size + -(-count // LINE) * LINE
     scratch = torch.empty(threads * size + LINE, dtype=torch.uint8)
     table[at.SCRATCH], table[at.SCRATCH_BYTES] = scratch.data_ptr() + -scratch.data_ptr() % LINE, size
-    run_together("attend_heads", table, threads)
+    run_together("differentiate_heads" if is_backward else "attend_heads", table, threads)
 
 
 def _pieces(q: Tensor, k: Tensor, threads: int) -> int:

@@ -5,6 +5,7 @@ the compiler and the processor. LLVM puts it into memory in a tenth of a second,
 gigabyte to compile it: in a process of its own, with which that goes.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -74,13 +75,18 @@ ROWS = Library(
 )
 MANY = Library(
     "many",
-    (Function("flash_kernel", "attend_heads", 1), Function("sweep_kernel", "sweep", 1)),
+    (
+        Function("flash_kernel", "attend_heads", 1),
+        Function("flash_gradients", "differentiate_heads", 1),
+        Function("sweep_kernel", "sweep", 1),
+    ),
     (
         *_EVERYWHERE,
         "share_plan",
         "tiles",
         "flash_plan",
         "flash_kernel",
+        "flash_gradients",
         "sweep_plan",
         "sweep_lanes",
         "sweep_kernel",
@@ -110,10 +116,21 @@ def multiplies_bfloats() -> bool:
 
 def compiled(library: Library) -> dict[str, Callable[..., int]]:
     """Its functions by name, as machine code: functions of `ctypes`, in which Python's lock is free."""
-    with _making[library.name]:  # once, whoever asks meanwhile
-        if library.name not in _made:
-            _made[library.name] = _in_memory(library)
-        return _made[library.name]
+    if library.name not in _made and not _path(library).is_file():
+        _tell()
+    return _ready(library)
+
+
+def begin(libraries: Sequence[Library]) -> None:
+    """Compile what was never compiled here, beside all that a program does before it needs that; nothing waits for it,
+    nor is a failure told before it does."""
+
+    def work(library: Library) -> None:
+        with suppress(Exception):
+            _ready(library)
+
+    for library in libraries:
+        threading.Thread(target=work, args=(library,), daemon=True).start()
 
 
 def compile_beside(libraries: Sequence[Library]) -> None:
@@ -123,21 +140,19 @@ def compile_beside(libraries: Sequence[Library]) -> None:
             list(pool.map(compiled, libraries))
 
 
-def _in_memory(library: Library) -> dict[str, Callable[..., int]]:
-    import llvmlite
-
-    with _loading:
-        machine, processor = _machine()
-    about = f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
-    code = _kept(library, about, partial(_made_apart, library))
-    with _loading:
-        return _loaded(library, code, machine)
+def _ready(library: Library) -> dict[str, Callable[..., int]]:
+    with _making[library.name]:  # once, whoever asks meanwhile
+        if library.name not in _made:
+            code = _kept(_path(library), partial(_made_apart, library))
+            with _loading:
+                _made[library.name] = _loaded(library, code)
+        return _made[library.name]
 
 
-def _loaded(library: Library, code: bytes, machine: Any) -> dict[str, Callable[..., int]]:
+def _loaded(library: Library, code: bytes) -> dict[str, Callable[..., int]]:
     import llvmlite.binding as llvm
 
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine()[0])
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _owners.append(engine)
@@ -167,20 +182,33 @@ def kernels_folder() -> Path:
     return Path(os.environ.get("DIPTYCH_CACHE") or user_cache_path("diptych")) / "kernels"
 
 
-def _kept(library: Library, about: str, make: Callable[[], bytes]) -> bytes:
-    """What was made before on such a machine; made now, if there is nothing or it is damaged."""
-    digest = hashlib.sha256(about.encode())
+def _path(library: Library) -> Path:
+    """Where a library is kept: under what decides it."""
+    digest = hashlib.sha256(_about().encode())
     for source in library.sources:
         digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
-    folder = kernels_folder()
-    path = folder / f"{library.name}-{digest.hexdigest()[:16]}.o"
+    return kernels_folder() / f"{library.name}-{digest.hexdigest()[:16]}.o"
+
+
+@cache
+def _about() -> str:
+    """The compiler and the processor."""
+    import llvmlite
+
+    with _loading:
+        machine, processor = _machine()
+    return f"{llvmlite.__version__} {machine.triple} {processor} {sys.version}"
+
+
+def _kept(path: Path, make: Callable[[], bytes]) -> bytes:
+    """What was made before on such a machine; made now, if there is nothing or it is damaged."""
     with suppress(OSError, ValueError):
         check, code = path.read_bytes().split(b"\n", 1)
         if check == hashlib.sha256(code).hexdigest().encode():
             return code
     code = make()
     with suppress(OSError):  # where nothing can be kept, it is made each time
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
     return code
 
@@ -191,13 +219,17 @@ def _tell() -> None:
 
 
 def _made_apart(library: Library) -> bytes:
-    """The object file, from another process."""
-    _tell()
+    """The object file, from another process, which ends with this one."""
     command = [sys.executable, "-m", "diptych.core.machine_code", library.name]
     home = str(Path(__file__).parents[2])  # so that it is this diptych that compiles, wherever it was imported from
     paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
-    made = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": paths})
-    return made.stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}) as process:
+        atexit.register(process.kill)
+        code, _ = process.communicate()
+        atexit.unregister(process.kill)
+    if process.returncode:
+        raise RuntimeError(f"compiling for this processor failed: '{' '.join(command)}' says why")
+    return code
 
 
 def _object_file(library: Library) -> bytes:

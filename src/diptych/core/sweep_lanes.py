@@ -74,7 +74,19 @@ def _gelu_tanh(builder: Any, x: Any) -> tuple[Any, Any]:
     return bent, times_plus(builder, builder.fmul(bent, builder.fsub(ONE, share)), rise, share)
 
 
-_BENDS = {"silu": _logistic(1.0), "quick-gelu": _logistic(1.702), "gelu": _gelu, "gelu-tanh": _gelu_tanh}
+def _relu_squared(builder: Any, x: Any) -> tuple[Any, Any]:
+    """x^2 and its slope where x > 0, else 0; what is no number stays so."""
+    positive = builder.select(builder.fcmp_ordered("<", x, ZEROS), ZEROS, x)
+    return builder.fmul(positive, positive), builder.fadd(positive, positive)
+
+
+_BENDS = {
+    "silu": _logistic(1.0),
+    "quick-gelu": _logistic(1.702),
+    "gelu": _gelu,
+    "gelu-tanh": _gelu_tanh,
+    "relu2": _relu_squared,
+}
 
 
 def _at(builder: Any, addresses: list[Any], place: Any) -> list[list[Any]]:

@@ -30,7 +30,7 @@ from diptych.core.share_plan import FIRST
 TABLE = FIRST + 19  # columns
 
 BEND_FORWARD, BEND_BACKWARD, SCORE, NORM_FORWARD, NORM_BACKWARD = range(5)  # kinds of work
-BENDS = {"silu": 0, "quick-gelu": 1, "gelu": 2, "gelu-tanh": 3}
+BENDS = {"silu": 0, "quick-gelu": 1, "gelu": 2, "gelu-tanh": 3, "relu2": 4}
 STEP = 32  # numbers at a time: a row is a multiple of it
 SHARE_NUMBERS = 2**16  # of a share: what takes some ten microseconds
 
