@@ -56,8 +56,9 @@ SHAPES = [
     (2, 2, 2, 1, 33, 32, False, None),
     (2, 2, 2, 6, 11, 32, False, lengths(4, 11)),
     (1, 2, 2, 6, 6, 32, False, documents(1, 6)[0]),  # a mask that all rows share
+    (2, 2, 2, 9, 40, 32, False, torch.tensor([[True], [False]])[:, None, None]),  # one row looks at all, one at nothing
     (1, 2, 1, 40, 300, 32, False, window(40, 300, 1000)),  # a later part of a text
-    (2, 2, 1, 40, 300, 32, False, window(40, 300, 9)),  # which looks at few keys in the middle
+    (2, 2, 1, 40, 300, 32, True, window(40, 300, 9)),  # which looks at few keys in the middle
 ]
 
 
@@ -155,8 +156,8 @@ def test_many_keys_are_taken_in_parts(mask: Tensor | None, monkeypatch: pytest.M
     q, k, v = draws(2, 4, 20, 32, 1), draws(2, 2, 150, 32, 2), draws(2, 2, 150, 32, 3)
     whole = flash_attention(q, k, v, mask, False)
     monkeypatch.setattr(flash, "MOST", 64)
-    parts = flash_attention(q, k, v, mask, False)
-    assert suits(q, k, v, mask, False)
+    parts = flash_attention(q, k, v, mask, mask is not None)
+    assert suits(q, k, v, mask, mask is not None)
     assert not suits(q.clone().requires_grad_(), k, v, mask, False)
     assert (parts - whole).norm() < 0.005 * whole.norm()
 
@@ -184,6 +185,8 @@ def test_it_is_for_bfloat16_on_this_machine_alone(monkeypatch: pytest.MonkeyPatc
     assert not suits(q.float(), k.float(), v.float(), None, True)
     assert not suits(q[:, :, :1], k, v, None, False), "a product of one row is another matter"
     assert not suits(q, k, v, torch.zeros(8, 8), True), "an additive mask"
+    assert not suits(q, k[:, :, 1:], v[:, :, 1:], None, True)
+    assert suits(q, k[:, :, 1:], v[:, :, 1:], torch.ones(8, 7, dtype=torch.bool), True)
     with of_another_machine():
         assert not suits(q, k, v, None, True)
     monkeypatch.setattr(flash, "IS_HERE", False)

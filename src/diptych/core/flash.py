@@ -46,9 +46,9 @@ def suits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool)
         and is_ours(q)
         and q.dtype == k.dtype == v.dtype
         and (mask is None or mask.dtype == torch.bool)
-        and (not is_causal or q.shape[2] == k.shape[2])
+        and (not is_causal or q.shape[2] == k.shape[2] or mask is not None)
         and q.shape[2] >= at.DOWN
-        and (k.shape[2] <= MOST or not (is_causal or _is_learning(q, k, v)))
+        and (k.shape[2] <= MOST or not (_is_learning(q, k, v) or (is_causal and mask is None)))
         and (len(k) * k.shape[1] >= torch.get_num_threads() or not _is_learning(q, k, v))  # each has something to do
     )
 
@@ -63,14 +63,18 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_cau
     Args:
         q: (B, H, T, D), bfloat16; k, v: (B, H or a divisor of it, S, D).
         mask: bool, broadcast to (B, 1, T, S); True may be looked at. What may look at nothing finds 0.
-        is_causal: no query looks at later keys, and T = S; a mask that comes with it must say so, too.
+        is_causal: no query looks at later keys, and T = S; a mask that comes with it must say so, too, and T may then
+            be less: of the last places.
 
     Returns:
         (B, H, T, D), laid in memory as (B, T, H, D).
     """
     width, spare = q.shape[3], -q.shape[3] % at.ACROSS
+    is_causal = is_causal and q.shape[2] == k.shape[2]  # else the mask says it
     if mask is not None:
-        mask = F.pad(mask, (0, -k.shape[2] % at.ACROSS)).expand(len(q), 1, q.shape[2], -1)
+        mask = _with_rows(mask.expand(len(q), 1, q.shape[2], k.shape[2]))
+        if k.shape[2] % at.ACROSS:  # padding by nothing would copy all of it
+            mask = F.pad(mask, (0, -k.shape[2] % at.ACROSS))
     if spare:
         q, k, v = (F.pad(one, (0, spare)) for one in (q, k, v))
     q, k, v = map(_with_rows, (q, k, v))
@@ -98,9 +102,9 @@ def _in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     return attended.to(q.dtype)
 
 
-def _with_rows(heads: Tensor) -> Tensor:
-    """The same, with the numbers of each vector one after the other."""
-    return heads if heads.stride(-1) == 1 else heads.contiguous()
+def _with_rows(x: Tensor) -> Tensor:
+    """The same, with the numbers of the last axis one after the other."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class _Flash(torch.autograd.Function):
