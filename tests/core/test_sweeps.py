@@ -171,6 +171,12 @@ def test_what_is_no_number_is_not_hidden() -> None:
             assert not norm(64, 1e-6)(x)[1, 9].isfinite()
 
 
+def test_a_target_beyond_the_vocabulary_is_refused() -> None:
+    logits = numbers(2, 64, seed=1).requires_grad_()
+    with pytest.raises(IndexError, match="targets must be below 64, not 64"):
+        negative_log_likelihood(logits, torch.tensor([3, 64]))
+
+
 def test_threads_change_nothing() -> None:
     x, times, logits = (numbers(300, 512, seed=seed) for seed in range(3))
     found, before = [], torch.get_num_threads()

@@ -12,7 +12,8 @@ _stands_for_this_machine = True
 
 
 def is_ours(x: torch.Tensor) -> bool:
-    """Whether a computation with x is one of those for which `blocked_attention` and the norms have kernels."""
+    """Whether a computation with x is one of those for which there are kernels here: attention, norms, activations, the
+    loss, layers with what follows them, small convolutions."""
     return _stands_for_this_machine and x.dtype == torch.bfloat16 and x.device.type == "cpu" and CPU_MULTIPLIES_BFLOAT16
 
 

@@ -56,7 +56,8 @@ def norms(x: Tensor) -> bool:
 
 
 def _suits(x: Tensor) -> bool:
-    return together.IS_HERE and is_ours(x)
+    """What torch compiles becomes one pass by itself."""
+    return together.IS_HERE and is_ours(x) and not torch.compiler.is_compiling()
 
 
 def _lies_like(x: Tensor, other: Tensor) -> bool:
@@ -135,6 +136,8 @@ def score(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
     Args:
         logits: (N, V), bfloat16; gradient: of the same layout, or the logits themselves.
         targets: (N,), int64; below 0 where there is none, and both are 0.
+
+    Raises: IndexError for a target that is not among the V.
     """
     found: Tensor = torch.ops.diptych.score(logits, targets, gradient)
     return found
@@ -176,6 +179,9 @@ def _norm_backward(
 
 
 def _score(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
+    most = int(targets.max()) if len(targets) else 0
+    if most >= logits.shape[1]:
+        raise IndexError(f"targets must be below {logits.shape[1]}, not {most}")
     found = torch.empty(len(logits), dtype=torch.float32)
     _run(at.SCORE, logits, logits.shape[1], {at.TARGETS: targets.contiguous(), at.PULL: gradient, at.OUT: found})
     return found
