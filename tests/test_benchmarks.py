@@ -75,8 +75,7 @@ def test_a_narrow_painter_paints_in_less_memory(tmp_path: Path) -> None:
     narrowed = run(brush, "narrowed", "brush", "1", "1", str(tmp_path / "narrow"), folder=tmp_path)
     assert narrowed.returncode == 0, narrowed.stderr
     least, most = (float(run(brush, "peak", name, "1", "1", folder=tmp_path).stdout) for name in ("narrow", "brush"))
-    # brush's weights are 48 MiB; the narrow run holds most while LLVM's library, half of that, opens what is compiled.
-    assert 10 < most - least < 48 * 1.2
+    assert 20 < most - least < 48 * 1.2  # brush's weights are 48 MiB
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ def load(
     Raises:
         ValueError: unknown name, or a checkpoint that is missing parts or damaged.
     """
+    from diptych.core.machine_code import open_early
     from diptych.core.memory import settle
+
+    open_early(device, dtype)
     from diptych.models import open_model
 
     model = open_model(name, device=device, dtype=dtype, bits=bits, compile=compile)

@@ -141,8 +141,7 @@ def begin_compiling(device: str | None, dtype: str | None) -> None:
     """What a CPU needs compiled, once a machine, is compiled beside what comes before: the import of torch, data."""
     from diptych.core import machine_code
 
-    is_for_cpu = device in (None, "cpu") and dtype in (None, "bfloat16")
-    if is_for_cpu and machine_code.is_here() and machine_code.multiplies_bfloats():
+    if machine_code.is_for(device, dtype):
         machine_code.begin([machine_code.MANY])
 
 

@@ -135,9 +135,21 @@ def begin(libraries: Sequence[Library]) -> None:
 
 def compile_beside(libraries: Sequence[Library]) -> None:
     """Have several libraries ready, in the time of the one that takes longest."""
-    if libraries:
-        with ThreadPoolExecutor(len(libraries)) as pool:
-            list(pool.map(compiled, libraries))
+    if missing := [library for library in libraries if library.name not in _made]:
+        with ThreadPoolExecutor(len(missing)) as pool:
+            list(pool.map(compiled, missing))
+
+
+def open_early(device: str | None, dtype: str | None) -> None:
+    """What was compiled here before, for a CPU in bfloat16, in memory before torch is and a model: LLVM, 40 MB, is gone
+    again when they come."""
+    if is_for(device, dtype) and _path(MANY).is_file():
+        _ready(MANY)
+
+
+def is_for(device: str | None, dtype: str | None) -> bool:
+    """Whether what MANY has may be needed there, as far as can be said without torch."""
+    return device in (None, "cpu") and dtype in (None, "bfloat16") and is_here() and multiplies_bfloats()
 
 
 def _ready(library: Library) -> dict[str, Callable[..., int]]:
