@@ -36,8 +36,12 @@ from diptych.core.lanes import (
     bring_line,
     carried,
     each_lane,
+    higher,
+    lanes_largest,
+    lanes_sum,
     llvm,
     loop_of,
+    pairs_plus,
     read_at,
     read_bfloats,
     read_floats,
@@ -190,13 +194,10 @@ def raise_scores(context: Any, scores: Any, count: Any, out: Any) -> Typed:
             return builder.add(scores, builder.mul(place, LONG(4 * LANES)))
 
         def highest(place: Any, so_far: list[Any]) -> list[Any]:
-            score = read_floats(builder, at(place))
-            return [builder.select(builder.fcmp_ordered(">", score, so_far[0]), score, so_far[0])]
+            return [higher(builder, read_floats(builder, at(place)), so_far[0])]
 
         (most,) = carried(builder, vectors, [constant(-3e38)], highest)
-        largest = builder.call(
-            llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR), [most], fastmath=("nnan",)
-        )
+        largest = lanes_largest(builder, most)
         builder.store(largest, builder.inttoptr(out, FLOAT.as_pointer()), align=4)
         each = each_lane(builder, out)
 
@@ -207,8 +208,7 @@ def raise_scores(context: Any, scores: Any, count: Any, out: Any) -> Typed:
             return [builder.fadd(totals[0], odds)]
 
         (total,) = loop_of(builder, vectors, 1, grow)
-        add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
-        total = builder.call(add_up, [FLOAT(0.0), total], fastmath=("reassoc",))
+        total = lanes_sum(builder, total)
         builder.store(total, builder.inttoptr(builder.add(out, LONG(4)), FLOAT.as_pointer()), align=4)
         return context.get_dummy_value()
 
@@ -312,7 +312,6 @@ def _in_pairs(
     builder: Any, many: int, values: Any, stride: Any, count: Any, odds: Any, further: Any, soon: Any
 ) -> list[Any]:
     """Two rows of values at a time, their numbers in turn; the last of an odd count is beside itself, with no odds."""
-    multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
 
     def grow(pair: Any, totals: list[Any]) -> list[Any]:
         row = builder.shl(pair, LONG(1))
@@ -339,8 +338,8 @@ def _in_pairs(
                 for half in (0, 2 * LANES)
             )
             for part in parts:
-                total = builder.call(multiply, [totals[len(grown)], part, upper])
-                grown.append(builder.call(multiply, [total, part, lower]))
+                total = pairs_plus(builder, totals[len(grown)], part, upper)
+                grown.append(pairs_plus(builder, total, part, lower))
         return grown
 
     pairs = builder.lshr(builder.add(count, LONG(1)), LONG(1))

@@ -78,13 +78,14 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_cau
     if spare:
         q, k, v = (F.pad(one, (0, spare)) for one in (q, k, v))
     q, k, v = map(_with_rows, (q, k, v))
-    about, attended = (is_causal, 1 / math.sqrt(width)), torch.empty(0)
+    scale = 1 / math.sqrt(width)
+    attended: Tensor
     if _is_learning(q, k, v):
-        attended = _Flash.apply(q, k, v, mask, *about)  # type: ignore[no-untyped-call]
+        attended = _Flash.apply(q, k, v, mask, is_causal, scale)  # type: ignore[no-untyped-call]
     elif k.shape[2] <= MOST:
-        attended, _ = torch.ops.diptych.flash(q, k, v, mask, *about)
+        attended, _ = torch.ops.diptych.flash(q, k, v, mask, is_causal, scale)
     else:
-        attended = _in_parts(q, k, v, mask, about[1])
+        attended = _in_parts(q, k, v, mask, scale)
     return attended[..., :width] if spare else attended
 
 

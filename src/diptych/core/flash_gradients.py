@@ -9,7 +9,6 @@ import numpy as np
 
 from diptych.core import flash_plan as at
 from diptych.core.flash_kernel import (
-    LOG2_E,
     bring_rows,
     copy_rows,
     end_of,
@@ -26,7 +25,7 @@ from diptych.core.flash_kernel import (
 )
 from diptych.core.lanes import floats, ints
 from diptych.core.row_math import exact, fraction
-from diptych.core.tiles import add_to_tile, narrow, raise_again, to_scores
+from diptych.core.tiles import LOG2_E, add_to_tile, narrow, raise_again, to_scores
 
 FAR_ABOVE = np.float32(1e38)  # any score: the level of rows after the last, whose odds become 0
 
@@ -76,7 +75,7 @@ def differentiate_tile(plan: int, row: int, head: int, begin: int, tile: int, sc
         if query < queries:
             level, mask = floats(place_of(plan, at.LEVELS, row, head, query))[0], mask_of(plan, row, query)
         seen = seen_of(plan, query)
-        mean = raise_again(odds + row_of, seen, end, scale * LOG2_E, mask, level, wanted + row_of)
+        mean = raise_again(odds + row_of, seen, end, scale * np.float32(LOG2_E), mask, level, wanted + row_of)
         if one % 2:
             pair = 2 * padded * (tile + one - 1)
             to_scores(

@@ -15,6 +15,7 @@ from diptych.core.lanes import LANES, add_shared, floats, int32s, ints
 from diptych.core.row_math import exact, fraction
 from diptych.core.share_plan import LINE, SHARE, THREAD
 from diptych.core.tiles import (
+    LOG2_E,
     interleave,
     largest_score,
     narrow,
@@ -23,7 +24,6 @@ from diptych.core.tiles import (
     turn,
 )
 
-LOG2_E = np.float32(1.44269504)  # odds are powers of two
 NOTHING = np.float32(-1e38)  # the largest score of a row that may look at nothing, for which all odds become 0
 SMALLEST = np.float32(1e-30)  # the sum of the odds of such a row, to divide by
 
@@ -171,7 +171,7 @@ def attend_tile(plan: int, row: int, head: int, first: int, scratch: int) -> Non
     about = ints(plan)
     width, padded, count = about[at.WIDTH], about[at.PADDED], min(at.DOWN, about[at.QUERIES] - first)
     begin, end = span_of(plan, row, first, count)
-    many, power = end - begin, fraction(plan, at.SCALE) * LOG2_E
+    many, power = end - begin, fraction(plan, at.SCALE) * np.float32(LOG2_E)
     mine, sums = scratch + about[at.MINE], scratch + about[at.SUMS]
     scores, odds = scratch + about[at.SCORES], scratch + about[at.ODDS]
     keys, values = scratch + about[at.TURNED_KEYS] + 4 * begin, scratch + about[at.PAIRED_VALUES] + 2 * width * begin

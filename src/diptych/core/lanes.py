@@ -259,14 +259,35 @@ class Bfloat(ir.Type):
 PAIRED_BFLOATS = ir.VectorType(Bfloat(), 2 * LANES)
 
 
-def bfloat_pairs(builder: Any, total: Any, addresses: Any) -> Any:
-    """Weights times the upper halves of numbers, and times what these leave."""
+def pairs_plus(builder: Any, total: Any, pairs: Any, others: Any) -> Any:
+    """A vector and the products of LANES pairs of bfloat16, two to a lane."""
     kind = PAIRED_BFLOATS
     multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, kind, kind)
-    weights, *halves = (read_at(builder, address, kind) for address in addresses)
+    return builder.call(multiply, [total, *(builder.bitcast(one, kind) for one in (pairs, others))])
+
+
+def bfloat_pairs(builder: Any, total: Any, addresses: Any) -> Any:
+    """Weights times the upper halves of numbers, and times what these leave."""
+    weights, *halves = (read_at(builder, address, PAIRED_BFLOATS) for address in addresses)
     for half in halves:
-        total = builder.call(multiply, [total, weights, half])
+        total = pairs_plus(builder, total, weights, half)
     return total
+
+
+def higher(builder: Any, x: Any, y: Any) -> Any:
+    """The larger of each lane; y where x is no number."""
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def lanes_largest(builder: Any, vector: Any) -> Any:
+    """The largest of the numbers of a vector, all of which are numbers."""
+    reduce = llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR)
+    return builder.call(reduce, [vector], fastmath=("nnan",))
+
+
+def lanes_sum(builder: Any, vector: Any) -> Any:
+    add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
+    return builder.call(add_up, [FLOAT(0.0), vector], fastmath=("reassoc",))
 
 
 def _integer_pairs(builder: Any, total: Any, addresses: Any) -> Any:

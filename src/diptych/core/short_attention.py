@@ -12,21 +12,13 @@ from diptych.core.lanes import (
     LANES,
     LINE,
     LONG,
-    PAIRED_BFLOATS,
-    VECTOR,
     WORDS,
     bring_line,
     each_lane,
-    llvm,
     loop_of,
+    pairs_plus,
 )
 from diptych.core.short_bfloats import MIDDLE, SHORT_BLOCK, small_bfloats
-
-
-def _multiplied(builder: Any, total: Any, pairs: Any, others: Any) -> Any:
-    kind = PAIRED_BFLOATS
-    multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, kind, kind)
-    return builder.call(multiply, [total, *(builder.bitcast(one, kind) for one in (pairs, others))])
 
 
 def _by_pairs(builder: Any, many: int, keys: Any, width: Any, packed: Any, next_packed: Any, soon: Any) -> list[Any]:
@@ -45,7 +37,7 @@ def _by_pairs(builder: Any, many: int, keys: Any, width: Any, packed: Any, next_
                 begin = builder.add(builder.add(query, half), builder.mul(block, LONG(8)))
                 for place, pairs in enumerate(both):
                     other = each_lane(builder, builder.add(begin, LONG(4 * place)), WORDS)
-                    grown.append(_multiplied(builder, totals[len(grown)], pairs, other))
+                    grown.append(pairs_plus(builder, totals[len(grown)], pairs, other))
         return grown
 
     sums = loop_of(builder, builder.udiv(width, LONG(4)), 4 * many, grow)
@@ -73,8 +65,8 @@ def _in_pairs(
             begin = builder.add(odds, builder.add(builder.mul(further, LONG(query)), place))
             upper, lower = (each_lane(builder, builder.add(begin, LONG(half)), WORDS) for half in (0, 2 * LANES))
             for part in parts:
-                total = _multiplied(builder, totals[len(grown)], part, upper)
-                grown.append(_multiplied(builder, total, part, lower))
+                total = pairs_plus(builder, totals[len(grown)], part, upper)
+                grown.append(pairs_plus(builder, total, part, lower))
         return grown
 
     pairs = builder.lshr(builder.add(count, LONG(1)), LONG(1))

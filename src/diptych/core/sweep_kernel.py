@@ -13,7 +13,6 @@ from diptych.core.lanes import add_shared, bfloats, floats, ints
 from diptych.core.row_math import bfloat, exact, fraction, widened
 from diptych.core.share_plan import SHARE
 from diptych.core.sweep_lanes import (
-    LOG2_E,
     bend,
     bend_back,
     largest_of,
@@ -25,6 +24,7 @@ from diptych.core.sweep_lanes import (
     squares,
     sum_of_powers,
 )
+from diptych.core.tiles import LOG2_E
 
 LN_2 = np.float32(0.693147181)
 

@@ -10,7 +10,6 @@ from numba.extending import intrinsic
 from diptych.core import sweep_plan as at
 from diptych.core.attention_lanes import constant, store
 from diptych.core.lanes import (
-    FLOAT,
     INT,
     LANES,
     LINE,
@@ -19,15 +18,16 @@ from diptych.core.lanes import (
     ZEROS,
     Typed,
     carried,
+    higher,
+    lanes_largest,
+    lanes_sum,
     llvm,
     read_bfloats,
-    read_floats,
     spread,
     times_plus,
 )
-from diptych.core.tiles import lanes_sum, narrowed, power_of_two, with_and_without
+from diptych.core.tiles import LOG2_E, floats_at, give, power_of_two, with_and_without
 
-LOG2_E = 1.44269504
 ONE = constant(1.0)
 
 
@@ -98,10 +98,6 @@ def _at(builder: Any, addresses: list[Any], place: Any) -> list[list[Any]]:
     ]
 
 
-def _give(builder: Any, both: list[Any], out: Any, place: Any) -> None:
-    store(builder, narrowed(builder, *both), builder.add(out, builder.mul(place, LONG(LINE))))
-
-
 def _each_bend(builder: Any, kind: Any, has_times: Any, code: Callable[[Callable[..., Any], bool], None]) -> None:
     """The code for each kind of bend, with another factor and without: one of them runs."""
     for (name, bend), is_gated in itertools.product(_BENDS.items(), (False, True)):
@@ -124,7 +120,7 @@ def bend(context: Any, kind: Any, x: Any, times: Any, out: Any, count: Any) -> T
                 found = [function(builder, one)[0] for one in read[0]]
                 if is_gated:
                     found = [builder.fmul(one, other) for one, other in zip(found, read[1], strict=True)]
-                _give(builder, found, out, place)
+                give(builder, found, out, place)
                 return []
 
             carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
@@ -148,9 +144,9 @@ def bend_back(context: Any, kind: Any, x: Any, times: Any, pull: Any, to_x: Any,
                 bent, pulls = [function(builder, one) for one in read[0]], read[1]
                 if is_gated:
                     found = [builder.fmul(one, value) for one, (value, _) in zip(pulls, bent, strict=True)]
-                    _give(builder, found, to_times, place)
+                    give(builder, found, to_times, place)
                     pulls = [builder.fmul(one, other) for one, other in zip(pulls, read[2], strict=True)]
-                _give(
+                give(
                     builder,
                     [builder.fmul(one, slope) for one, (_, slope) in zip(pulls, bent, strict=True)],
                     to_x,
@@ -176,12 +172,10 @@ def largest_of(context: Any, numbers: Any, count: Any) -> Typed:
         def step(place: Any, so_far: list[Any]) -> list[Any]:
             (both,) = _at(builder, [numbers], place)
             pairs = zip(both, so_far, strict=True)
-            return [builder.select(builder.fcmp_ordered(">", one, most), one, most) for one, most in pairs]
+            return [higher(builder, one, most) for one, most in pairs]
 
         first, second = carried(builder, builder.udiv(count, LONG(at.STEP)), [constant(-3e38)] * 2, step)
-        most = builder.select(builder.fcmp_ordered(">", first, second), first, second)
-        reduce = llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR)
-        return builder.call(reduce, [most], fastmath=("nnan",))
+        return lanes_largest(builder, higher(builder, first, second))
 
     return types.float32(INT, INT), code
 
@@ -213,7 +207,7 @@ def powers(context: Any, numbers: Any, level: Any, out: Any, count: Any) -> Type
         def step(place: Any, _: list[Any]) -> list[Any]:
             (both,) = _at(builder, [numbers], place)
             found = [power_of_two(builder, times_plus(builder, one, constant(LOG2_E), less)) for one in both]
-            _give(builder, found, out, place)
+            give(builder, found, out, place)
             return []
 
         carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
@@ -260,12 +254,6 @@ def squares(context: Any, numbers: Any, mean: Any, count: Any) -> Typed:
     return types.float32(INT, types.float32, INT), code
 
 
-def _floats_at(builder: Any, address: Any, place: Any) -> list[Any]:
-    """The two vectors of float32 that belong to those of bfloat16 at a place."""
-    here = builder.add(address, builder.mul(place, LONG(2 * LINE)))
-    return [read_floats(builder, builder.add(here, LONG(half))) for half in (0, LINE)]
-
-
 @intrinsic
 def scale_row(context: Any, x: Any, mean: Any, inverse: Any, gain: Any, shift: Any, out: Any, count: Any) -> Typed:
     """(x - mean) inverse gain + shift of a row; a shift at an address of 0 is none."""
@@ -278,10 +266,10 @@ def scale_row(context: Any, x: Any, mean: Any, inverse: Any, gain: Any, shift: A
             def step(place: Any, _: list[Any]) -> list[Any]:
                 (both,) = _at(builder, [x], place)
                 units = [builder.fmul(builder.fsub(one, less), each) for one in both]
-                found = [builder.fmul(one, g) for one, g in zip(units, _floats_at(builder, gain, place), strict=True)]
+                found = [builder.fmul(one, g) for one, g in zip(units, floats_at(builder, gain, place), strict=True)]
                 if shift is not None:
-                    found = [builder.fadd(*p) for p in zip(found, _floats_at(builder, shift, place), strict=True)]
-                _give(builder, found, out, place)
+                    found = [builder.fadd(*p) for p in zip(found, floats_at(builder, shift, place), strict=True)]
+                give(builder, found, out, place)
                 return []
 
             carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
@@ -305,8 +293,8 @@ def pulls(
         less, each = spread(builder, mean), spread(builder, inverse)
 
         def step(place: Any, totals: list[Any]) -> list[Any]:
-            read, gains, grown = _at(builder, [x, pull], place), _floats_at(builder, gain, place), list(totals)
-            sums = [_floats_at(builder, address, place) for address in (to_gain, to_shift)]
+            read, gains, grown = _at(builder, [x, pull], place), floats_at(builder, gain, place), list(totals)
+            sums = [floats_at(builder, address, place) for address in (to_gain, to_shift)]
             for half in range(2):
                 unit, its_pull = builder.fmul(builder.fsub(read[0][half], less), each), read[1][half]
                 there = builder.add(builder.mul(place, LONG(2 * LINE)), LONG(half * LINE))
@@ -347,11 +335,11 @@ def pull_row(
 
         def step(place: Any, _: list[Any]) -> list[Any]:
             read, found = _at(builder, [x, pull], place), []
-            for one, its, g in zip(*read, _floats_at(builder, gain, place), strict=True):
+            for one, its, g in zip(*read, floats_at(builder, gain, place), strict=True):
                 unit = builder.fmul(builder.fsub(one, less), each)
                 rest = builder.fsub(builder.fmul(its, g), flat)
                 found.append(builder.fmul(builder.fsub(rest, builder.fmul(unit, share)), each))
-            _give(builder, found, out, place)
+            give(builder, found, out, place)
             return []
 
         carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)

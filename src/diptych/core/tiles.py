@@ -32,13 +32,18 @@ from diptych.core.lanes import (
     Typed,
     carried,
     each_lane,
+    higher,
+    lanes_largest,
+    lanes_sum,
     llvm,
+    pairs_plus,
     read_at,
     read_floats,
     spread,
     times_plus,
 )
 
+LOG2_E = 1.44269504  # e^x = 2^(x LOG2_E)
 CURRENT_ROUNDING = 4
 POWERS = (0.0013276472, 0.00967554133, 0.0555071327, 0.240221197, 0.693146967, 1.00000007)  # of 2^x, |x| <= 1/2
 HIDDEN = -3e38  # the score of what may not be looked at
@@ -67,7 +72,6 @@ def _tile_product(adds: bool) -> Any:
     ) -> Typed:
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             left, next_row, next_pair, right, next_right, pairs, out, next_out = given
-            multiply = llvm(builder, "x86.avx512bf16.dpbf16ps.512", VECTOR, VECTOR, PAIRED_BFLOATS, PAIRED_BFLOATS)
             rows = [builder.add(left, builder.mul(next_row, LONG(row))) for row in range(at.DOWN)]
             places = [
                 builder.add(builder.add(out, builder.mul(next_out, LONG(row))), LONG(part * LINE))
@@ -83,9 +87,9 @@ def _tile_product(adds: bool) -> Any:
                 ]
                 step, grown = builder.mul(next_pair, pair), list[Any]()
                 for row in rows:
-                    both = builder.bitcast(each_lane(builder, builder.add(row, step), WORDS), PAIRED_BFLOATS)
+                    both = each_lane(builder, builder.add(row, step), WORDS)
                     for part in parts:
-                        grown.append(builder.call(multiply, [totals[len(grown)], both, part]))
+                        grown.append(pairs_plus(builder, totals[len(grown)], both, part))
                 return grown
 
             first = [read_floats(builder, place) if adds else ZEROS for place in places]
@@ -119,6 +123,17 @@ def narrowed(builder: Any, first: Any, second: Any) -> Any:
     return builder.bitcast(builder.call(nearest, [second, first]), ir.VectorType(HALF, 2 * LANES))
 
 
+def floats_at(builder: Any, address: Any, place: Any) -> list[Any]:
+    """The two vectors of float32 at a place."""
+    here = builder.add(address, builder.mul(place, LONG(2 * LINE)))
+    return [read_floats(builder, builder.add(here, LONG(half))) for half in (0, LINE)]
+
+
+def give(builder: Any, both: list[Any], out: Any, place: Any) -> None:
+    """Two vectors to a place, as bfloat16."""
+    store(builder, narrowed(builder, *both), builder.add(out, builder.mul(place, LONG(LINE))))
+
+
 @intrinsic
 def narrow(context: Any, numbers: Any, factor: Any, out: Any, count: Any) -> Typed:
     """float32 times a factor, as bfloat16; `count` is a multiple of at.ACROSS."""
@@ -128,9 +143,7 @@ def narrow(context: Any, numbers: Any, factor: Any, out: Any, count: Any) -> Typ
         each = spread(builder, factor)
 
         def step(place: Any, _: list[Any]) -> list[Any]:
-            here = builder.add(numbers, builder.mul(place, LONG(2 * LINE)))
-            both = [builder.fmul(read_floats(builder, builder.add(here, LONG(part))), each) for part in (0, LINE)]
-            store(builder, narrowed(builder, *both), builder.add(out, builder.mul(place, LONG(LINE))))
+            give(builder, [builder.fmul(one, each) for one in floats_at(builder, numbers, place)], out, place)
             return []
 
         carried(builder, builder.udiv(count, LONG(at.ACROSS)), [], step)
@@ -234,21 +247,15 @@ def largest_score(context: Any, scores: Any, count: Any, end: Any, scale: Any, m
                 score = builder.fmul(read_floats(builder, here), each)
                 score = builder.select(_seen(builder, place, count, mask), score, constant(HIDDEN))
                 store(builder, score, here)
-                return [builder.select(builder.fcmp_ordered(">", score, largest[0]), score, largest[0])]
+                return [higher(builder, score, largest[0])]
 
             (most,) = carried(builder, builder.udiv(end, LONG(LANES)), [constant(HIDDEN)], step)
-            reduce = llvm(builder, f"vector.reduce.fmax.v{LANES}f32", FLOAT, VECTOR)
-            builder.store(builder.call(reduce, [most], fastmath=("nnan",)), found)
+            builder.store(lanes_largest(builder, most), found)
 
         with_and_without(builder, mask, body)
         return builder.load(found)
 
     return types.float32(INT, INT, INT, types.float32, INT), code
-
-
-def lanes_sum(builder: Any, vector: Any) -> Any:
-    add_up = llvm(builder, f"vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT, VECTOR)
-    return builder.call(add_up, [FLOAT(0.0), vector], fastmath=("reassoc",))
 
 
 @intrinsic
@@ -260,12 +267,8 @@ def raise_row(context: Any, scores: Any, largest: Any, end: Any, odds: Any) -> T
         each = spread(builder, largest)
 
         def step(place: Any, totals: list[Any]) -> list[Any]:
-            here = builder.add(scores, builder.mul(place, LONG(2 * LINE)))
-            both = [
-                power_of_two(builder, builder.fsub(read_floats(builder, builder.add(here, LONG(part))), each))
-                for part in (0, LINE)
-            ]
-            store(builder, narrowed(builder, *both), builder.add(odds, builder.mul(place, LONG(LINE))))
+            both = [power_of_two(builder, builder.fsub(one, each)) for one in floats_at(builder, scores, place)]
+            give(builder, both, odds, place)
             return [builder.fadd(total, one) for total, one in zip(totals, both, strict=True)]
 
         both = carried(builder, builder.udiv(end, LONG(at.ACROSS)), [ZEROS, ZEROS], step)
