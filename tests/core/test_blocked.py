@@ -1,8 +1,9 @@
 """Attention in blocks against the same in float64: values and gradients, for every shape that has its own edge."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from diptych.core import blocked
 from diptych.core.attention import Attention
@@ -45,26 +46,13 @@ def test_values_and_gradients_are_those_of_float64(
     is_causal: bool,
     mask: torch.Tensor | None,
     monkeypatch: pytest.MonkeyPatch,
+    held_against_float64: Callable[..., None],
 ) -> None:
     monkeypatch.setattr(blocked, "SCORES", ROWS * keys * 3)  # three heads at a time: neither all nor one
     inputs = [draws(batch, heads, queries, width, 1), *(draws(batch, kv_heads, keys, width, s) for s in (2, 3))]
     pull = draws(batch, heads, queries, width, 4)
 
-    lower = [x.clone().requires_grad_() for x in inputs]
-    attended = blocked_attention(*lower, mask, is_causal)
-    attended.backward(pull)
-
-    exact = [x.double().requires_grad_() for x in inputs]
-    is_alone = is_causal and mask is None
-    expected = F.scaled_dot_product_attention(*exact, attn_mask=mask, is_causal=is_alone, enable_gqa=True)
-    expected.backward(pull.double())
-
-    assert attended.dtype == torch.bfloat16
-    for found, wanted in [(attended, expected), *((x.grad, y.grad) for x, y in zip(lower, exact, strict=True))]:
-        assert found is not None
-        assert wanted is not None
-        assert (found - wanted).norm() < 0.01 * wanted.norm()  # bfloat16 has 8 bits
-        assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+    held_against_float64(blocked_attention, inputs, pull, mask, is_causal, norm=0.01, most=0.03)
 
 
 def test_a_row_that_may_look_at_nothing_is_finite() -> None:

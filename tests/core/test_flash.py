@@ -64,28 +64,22 @@ SHAPES = [
 
 @pytest.mark.parametrize(("batch", "heads", "kv_heads", "queries", "keys", "width", "is_causal", "mask"), SHAPES)
 def test_values_and_gradients_are_those_of_float64(
-    batch: int, heads: int, kv_heads: int, queries: int, keys: int, width: int, is_causal: bool, mask: Tensor | None
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    width: int,
+    is_causal: bool,
+    mask: Tensor | None,
+    held_against_float64: Callable[..., None],
 ) -> None:
     inputs = [draws(batch, heads, queries, width, 1), *(draws(batch, kv_heads, keys, width, s) for s in (2, 3))]
     pull = draws(batch, heads, queries, width, 4)
 
-    lower = [x.clone().requires_grad_() for x in inputs]
-    attended = flash_attention(*lower, mask, is_causal)
-    attended.backward(pull)
-
-    exact = [x.double().requires_grad_() for x in inputs]
-    is_alone = is_causal and mask is None
-    expected = F.scaled_dot_product_attention(*exact, attn_mask=mask, is_causal=is_alone, enable_gqa=True)
-    expected.backward(pull.double())
-
-    assert attended.dtype == torch.bfloat16
-    for found, wanted in [(attended, expected), *((x.grad, y.grad) for x, y in zip(lower, exact, strict=True))]:
-        assert found is not None
-        assert wanted is not None
-        assert (found - wanted).norm() < 0.005 * wanted.norm()  # bfloat16 has 8 bits
-        assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
-    with torch.no_grad():
-        assert torch.equal(flash_attention(*inputs, mask, is_causal), attended)
+    held_against_float64(flash_attention, inputs, pull, mask, is_causal, norm=0.005, most=0.02)
+    learning = flash_attention(*(x.clone().requires_grad_() for x in inputs), mask, is_causal)
+    assert torch.equal(flash_attention(*inputs, mask, is_causal), learning)
 
 
 def test_scores_may_be_large() -> None:
