@@ -6,8 +6,8 @@ of each row, the logarithm of a sum (Dao et al. 2022, alg. 1 and 4). They are fl
 bfloat16: odds before they are divided by their sum. Queries, keys and values are read where a projection left them.
 
 It works with the threads that torch works with, and on each head of keys by itself: results are the same to the last
-bit however many threads there are. Where it does not suit, as on CPUs with larger units for products (AMX), for which
-matrices of a few heads together are better, there is `core.blocked`.
+bit however many threads there are. Where it does not suit, there are `core.blocked`, `core.long_rows` and
+`core.many_queries`.
 """
 
 import math
@@ -25,6 +25,7 @@ from diptych.core.share_plan import LINE
 from diptych.core.together import bits_of, new_table, run_together
 
 SHARES, ENOUGH = 4, 128  # shares of a thread, and queries that are worth one
+FEW = 8  # queries below which it is no product of tiles
 MOST = 2**14  # keys whose matrices the last cache has room for
 
 _LIBRARY = torch.library.Library("diptych", "FRAGMENT")
@@ -35,8 +36,7 @@ _LIBRARY.define(
 )
 
 
-# Asked once, since compiled code cannot ask: whether this machine can, and is one for which it is made.
-IS_HERE = together.IS_HERE and not torch.cpu._is_amx_tile_supported()
+IS_HERE = together.IS_HERE
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
@@ -47,7 +47,7 @@ def suits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool)
         and q.dtype == k.dtype == v.dtype
         and (mask is None or mask.dtype == torch.bool)
         and (not is_causal or q.shape[2] == k.shape[2] or mask is not None)
-        and q.shape[2] >= at.DOWN
+        and q.shape[2] >= FEW
         and (k.shape[2] <= MOST or not (_is_learning(q, k, v) or (is_causal and mask is None)))
         and (len(k) * k.shape[1] >= torch.get_num_threads() or not _is_learning(q, k, v))  # each has something to do
     )
@@ -179,11 +179,10 @@ def _run(q: Tensor, k: Tensor, tensors: Mapping[int, Tensor | None], is_causal: 
             strides = [stride * tensor.element_size() for stride in tensor.stride()[:3]]
             table[column : column + len(at.TENSOR)] = [tensor.data_ptr(), *strides]
     size = 0
-    for column, count in at.areas(k.shape[2], q.shape[3], is_backward).items():
+    table[at.BLOCK] = at.block(q.shape[2], k.shape[2])
+    for column, count in at.areas(q.shape[2], k.shape[2], q.shape[3], is_backward).items():
         table[column], size = size, size + -(-count // LINE) * LINE
-    scratch = torch.empty(threads * size + LINE, dtype=torch.uint8)
-    table[at.SCRATCH], table[at.SCRATCH_BYTES] = scratch.data_ptr() + -scratch.data_ptr() % LINE, size
-    run_together("differentiate_heads" if is_backward else "attend_heads", table, threads)
+    run_together("differentiate_heads" if is_backward else "attend_heads", table, threads, size)
 
 
 def _pieces(q: Tensor, k: Tensor, threads: int) -> int:

@@ -13,19 +13,28 @@ from diptych.core.flash_kernel import (
     copy_rows,
     end_of,
     mask_of,
-    next_share,
     pair_rows,
     place_of,
     products,
-    scratch_of,
     seen_of,
     tiled,
     turn_rows,
     turned_pitch,
 )
-from diptych.core.lanes import floats, ints
+from diptych.core.lanes import LANES, floats, ints
 from diptych.core.row_math import exact, fraction
-from diptych.core.tiles import LOG2_E, add_to_tile, narrow, raise_again, to_scores
+from diptych.core.shares import next_share, scratch_of
+from diptych.core.tiles import (
+    DOWN,
+    LOG2_E,
+    add_to_tile,
+    begin_tiles,
+    end_tiles,
+    narrow,
+    raise_again,
+    to_scores,
+    turn,
+)
 
 FAR_ABOVE = np.float32(1e38)  # any score: the level of rows after the last, whose odds become 0
 
@@ -35,28 +44,49 @@ def differentiate(plan: int, share: int, scratch: int) -> None:
     """The gradients of one head of keys, of its values, and of the queries that look at it."""
     about = ints(plan)
     row, kv_head = share // about[at.KV_HEADS], share % about[at.KV_HEADS]
-    keys, padded, width, queries = about[at.KEYS], about[at.PADDED], about[at.WIDTH], about[at.QUERIES]
+    padded, width, queries, block = about[at.PADDED], about[at.WIDTH], about[at.QUERIES], about[at.BLOCK]
     turn_rows(plan, at.K, row, kv_head, scratch + about[at.TURNED_KEYS])
     turn_rows(plan, at.V, row, kv_head, scratch + about[at.TURNED_VALUES])
-    pair_rows(plan, at.K, row, kv_head, 0, keys, scratch + about[at.PAIRED_KEYS], padded)
+    pair_rows(plan, at.K, row, kv_head, 0, about[at.KEYS], scratch + about[at.PAIRED_KEYS], padded)
     key_sums, value_sums = scratch + about[at.KEY_SUMS], scratch + about[at.VALUE_SUMS]
-    for place in range(padded * width):
+    for place in range(turned_pitch(plan) // 4 * width):
         floats(key_sums)[place] = 0
         floats(value_sums)[place] = 0
-    shared, whole = about[at.HEADS] // about[at.KV_HEADS], np.float32(1.0)
+    shared = about[at.HEADS] // about[at.KV_HEADS]
     for head in range(kv_head * shared, kv_head * shared + shared):
-        for begin in range(0, queries, at.BLOCK):
-            count = tiled(min(at.BLOCK, queries - begin), at.DOWN)
-            for tensor, rows, paired in ((at.Q, at.MINE, at.PAIRED_MINE), (at.TO_OUT, at.PULL, at.PAIRED_PULL)):
+        for begin in range(0, queries, block):
+            count = tiled(min(block, queries - begin), at.ACROSS)
+            for tensor, rows, turned in ((at.Q, at.MINE, at.TURNED_MINE), (at.TO_OUT, at.PULL, at.TURNED_PULL)):
                 copy_rows(plan, tensor, row, head, begin, scratch + about[rows], count)
-                pair_rows(plan, tensor, row, head, begin, queries, scratch + about[paired], count)
-            for tile in range(0, count, at.DOWN):
+                pair_rows(plan, tensor, row, head, begin, queries, scratch + about[at.PAIRED], count)
+                turn_pairs(scratch + about[at.PAIRED], count, width, scratch + about[turned], block)
+            for tile in range(0, count, DOWN):
                 bring_rows(plan, share, begin + tile)
                 differentiate_tile(plan, row, head, begin, tile, scratch)
             add_to_keys(plan, begin, count, scratch)
-    for key in range(keys):
-        narrow(key_sums + 4 * width * key, whole, place_of(plan, at.TO_K, row, kv_head, key), width)
-        narrow(value_sums + 4 * width * key, whole, place_of(plan, at.TO_V, row, kv_head, key), width)
+    for tensor, sums in ((at.TO_K, key_sums), (at.TO_V, value_sums)):
+        give_turned(plan, tensor, row, kv_head, sums, scratch + about[at.SUMS])
+
+
+@exact
+def turn_pairs(paired: int, count: int, width: int, out: int, pitch: int) -> None:
+    """`count` rows of `width` numbers, two in turn, as (width, count) numbers in rows of `pitch`."""
+    for pair in range(0, count // 2, LANES):
+        for place in range(0, width, LANES):
+            here = paired + 4 * (pair * width + place)
+            turn(here, 4 * width, LANES, out + 2 * pitch * place + 4 * pair, 2 * pitch)
+
+
+@exact
+def give_turned(plan: int, tensor: int, row: int, kv_head: int, sums: int, rows: int) -> None:
+    """The sums of each key, which lie turned, to where its gradients are, by way of a tile of `rows`."""
+    width, keys, pitch = ints(plan)[at.WIDTH], ints(plan)[at.KEYS], turned_pitch(plan)
+    for first in range(0, keys, LANES):
+        for place in range(0, width, LANES):
+            turn(sums + pitch * place + 4 * first, pitch, LANES, rows + 4 * place, 4 * width)
+        for key in range(first, min(first + LANES, keys)):
+            there = place_of(plan, tensor, row, kv_head, key)
+            narrow(rows + 4 * width * (key - first), np.float32(1.0), there, width)
 
 
 @exact
@@ -70,7 +100,7 @@ def differentiate_tile(plan: int, row: int, head: int, begin: int, tile: int, sc
     products(mine, wide, scratch + about[at.TURNED_KEYS], pitch, width // 2, odds, 4 * padded, end)
     products(pull, wide, scratch + about[at.TURNED_VALUES], pitch, width // 2, wanted, 4 * padded, end)
     before, found = np.float32(0.0), scratch + about[at.ODDS] + 2 * padded * tile
-    for one in range(at.DOWN):
+    for one in range(DOWN):
         query, level, mask, row_of = first + one, FAR_ABOVE, 0, 4 * padded * one
         if query < queries:
             level, mask = floats(place_of(plan, at.LEVELS, row, head, query))[0], mask_of(plan, row, query)
@@ -92,7 +122,7 @@ def differentiate_tile(plan: int, row: int, head: int, begin: int, tile: int, sc
             )
         before = mean
     products(found, 2 * padded, scratch + about[at.PAIRED_KEYS], 2 * wide, end // 2, sums, 4 * width, width)
-    for one in range(min(at.DOWN, queries - first)):
+    for one in range(min(DOWN, queries - first)):
         narrow(sums + 4 * width * one, np.float32(1.0), place_of(plan, at.TO_Q, row, head, first + one), width)
 
 
@@ -101,26 +131,22 @@ def add_to_keys(plan: int, begin: int, count: int, scratch: int) -> None:
     """What the `count` queries of a block give keys and values: to each key its gradients of scores times the queries,
     to each value its odds times the gradients of what was found."""
     about = ints(plan)
-    width, pitch = about[at.WIDTH], 4 * about[at.PADDED]
-    for key in range(0, end_of(plan, begin + count - at.DOWN), at.DOWN):
+    width, block, pitch, sums_pitch = about[at.WIDTH], about[at.BLOCK], 4 * about[at.PADDED], turned_pitch(plan)
+    for key in range(0, end_of(plan, begin + count - DOWN), at.ACROSS):
         first = max(0, key - begin) if about[at.IS_CAUSAL] else 0  # queries before it do not look at it
-        if first >= count:
-            break
-        left, right, out = first // 2 * pitch + 4 * key, 2 * width * first, 4 * width * key
-        for place in range(0, 4 * width, 4 * at.ACROSS):
-            for odds, rows, sums in (
-                (at.PAIRED_ODDS, at.PAIRED_PULL, at.VALUE_SUMS),
-                (at.PAIRED_SCORES, at.PAIRED_MINE, at.KEY_SUMS),
+        for place in range(0, width, DOWN):
+            for rows, odds, sums in (
+                (at.TURNED_PULL, at.PAIRED_ODDS, at.VALUE_SUMS),
+                (at.TURNED_MINE, at.PAIRED_SCORES, at.KEY_SUMS),
             ):
                 add_to_tile(
-                    scratch + about[odds] + left,
-                    4,
+                    scratch + about[rows] + 2 * (block * place + first),
+                    2 * block,
+                    scratch + about[odds] + first // 2 * pitch + 4 * key,
                     pitch,
-                    scratch + about[rows] + right + place,
-                    4 * width,
                     (count - first) // 2,
-                    scratch + about[sums] + out + place,
-                    4 * width,
+                    scratch + about[sums] + sums_pitch * place + 4 * key,
+                    sums_pitch,
                 )
 
 
@@ -129,8 +155,10 @@ def differentiate_heads(plan: int) -> int:
     """Take shares until there are none; every thread that is to help calls it once."""
     about, scratch = ints(plan), scratch_of(plan)
     count = about[at.ROWS] * about[at.KV_HEADS]
+    begin_tiles()
     share = next_share(plan, count)
     while share >= 0:
         differentiate(plan, share, scratch)
         share = next_share(plan, count)
+    end_tiles()
     return 0

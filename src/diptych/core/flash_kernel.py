@@ -1,7 +1,7 @@
 """Attention of one head after the other in one call of compiled code (`core.flash`).
 
 A share is what looks at one head of keys in one row of the batch, or a piece of that. Its keys and values are laid out
-for the products once (`core.tiles`); then its queries come in tiles of at.DOWN rows, whose scores stay in the first
+for the products once (`core.tiles`); then its queries come in tiles of DOWN rows, whose scores stay in the first
 cache, and what none of them may look at is left out. Numba compiles it once a machine (`core.machine_code`).
 """
 
@@ -11,16 +11,23 @@ import numpy as np
 
 from diptych.core import flash_plan as at
 from diptych.core.attention_lanes import bring
-from diptych.core.lanes import LANES, add_shared, floats, int32s, ints
+from diptych.core.lanes import LANES, floats, int32s, ints
 from diptych.core.row_math import exact, fraction
-from diptych.core.share_plan import LINE, SHARE, THREAD
+from diptych.core.share_plan import LINE
+from diptych.core.shares import next_share, scratch_of
 from diptych.core.tiles import (
+    DOWN,
     LOG2_E,
+    add_to_tile,
+    begin_tiles,
+    copy_lines,
+    end_tiles,
     interleave,
     largest_score,
     narrow,
     raise_row,
     set_tile,
+    stretch,
     turn,
 )
 
@@ -55,12 +62,11 @@ def turned_pitch(plan: int) -> int:
 def copy_rows(plan: int, tensor: int, row: int, head: int, first: int, out: int, count: int) -> None:
     """`count` places from `first` on one after the other, zeros after the last query."""
     about = ints(plan)
-    stride = 2 * about[at.WIDTH]
+    here, stride = place_of(plan, tensor, row, head, first), 2 * about[at.WIDTH]
     for one in range(count):
-        here, there = ints(place_of(plan, tensor, row, head, first + one)), ints(out + one * stride)
         is_there = first + one < about[at.QUERIES]
-        for place in range(stride // 8):
-            there[place] = here[place] if is_there else 0
+        copy_lines(here if is_there else 0, out + one * stride, stride // LINE)
+        here += about[tensor + at.NEXT_PLACE]
 
 
 @exact
@@ -86,24 +92,29 @@ def bring_rows(plan: int, share: int, first: int) -> None:
     row, kv_head = heads // about[at.KV_HEADS], heads % about[at.KV_HEADS]
     if row >= about[at.ROWS]:
         return
-    head, lines = kv_head * about[at.HEADS] // about[at.KV_HEADS], 2 * about[at.WIDTH] // LINE
-    for place in range(first, first + at.DOWN):
-        if place < about[at.KEYS]:
-            bring(place_of(plan, at.K, row, kv_head, place), lines)
-            bring(place_of(plan, at.V, row, kv_head, place), lines)
-        if place < about[at.QUERIES]:
-            bring(place_of(plan, at.Q, row, head, place), lines)
-            if about[at.IS_BACKWARD]:
-                bring(place_of(plan, at.TO_OUT, row, head, place), lines)
+    head = kv_head * about[at.HEADS] // about[at.KV_HEADS]
+    bring_some(plan, at.K, row, kv_head, first, about[at.KEYS])
+    bring_some(plan, at.V, row, kv_head, first, about[at.KEYS])
+    bring_some(plan, at.Q, row, head, first, about[at.QUERIES])
+    if about[at.IS_BACKWARD]:
+        bring_some(plan, at.TO_OUT, row, head, first, about[at.QUERIES])
+
+
+@exact
+def bring_some(plan: int, tensor: int, row: int, head: int, first: int, end: int) -> None:
+    here, lines = place_of(plan, tensor, row, head, first), 2 * ints(plan)[at.WIDTH] // LINE
+    for _ in range(first, min(first + DOWN, end)):
+        bring(here, lines)
+        here += ints(plan)[tensor + at.NEXT_PLACE]
 
 
 @exact
 def products(
     left: int, next_row: int, right: int, next_right: int, pairs: int, out: int, next_out: int, end: int
 ) -> None:
-    """at.DOWN rows of `end` sums; pairs of the left factor lie one after the other."""
+    """DOWN rows of `end` sums; pairs of the left factor lie one after the other."""
     for place in range(0, end, at.ACROSS):
-        set_tile(left, next_row, 4, right + 4 * place, next_right, pairs, out + 4 * place, next_out)
+        set_tile(left, next_row, right + 4 * place, next_right, pairs, out + 4 * place, next_out)
 
 
 @exact
@@ -116,7 +127,7 @@ def seen_of(plan: int, query: int) -> int:
 @exact
 def end_of(plan: int, first: int) -> int:
     """The same of the tile of queries that begins with `first`, up to a multiple of at.ACROSS."""
-    return tiled(seen_of(plan, first + at.DOWN - 1), at.ACROSS)
+    return tiled(seen_of(plan, first + DOWN - 1), at.ACROSS)
 
 
 @exact
@@ -159,47 +170,67 @@ def attend(plan: int, share: int, scratch: int) -> None:
     values, keys = scratch + about[at.PAIRED_VALUES], about[at.KEYS]
     pair_rows(plan, at.V, row, kv_head, 0, keys, values, about[at.PADDED])
     queries, shared = about[at.QUERIES], about[at.HEADS] // about[at.KV_HEADS]
-    size = tiled((queries + about[at.PIECES] - 1) // about[at.PIECES], at.DOWN)
+    size = tiled((queries + about[at.PIECES] - 1) // about[at.PIECES], DOWN)
     for head in range(kv_head * shared, kv_head * shared + shared):
-        for first in range(piece * size, min(piece * size + size, queries), at.DOWN):
+        for first in range(piece * size, min(piece * size + size, queries), DOWN):
             bring_rows(plan, share, first)
             attend_tile(plan, row, head, first, scratch)
 
 
 @exact
 def attend_tile(plan: int, row: int, head: int, first: int, scratch: int) -> None:
+    """What some queries find: at.SPAN keys at a time, each counted over the largest score so far (Milakov & Gimelshein
+    2018, alg. 3)."""
     about = ints(plan)
-    width, padded, count = about[at.WIDTH], about[at.PADDED], min(at.DOWN, about[at.QUERIES] - first)
+    width, count = about[at.WIDTH], min(DOWN, about[at.QUERIES] - first)
+    running, sums = scratch + about[at.RUNNING], scratch + about[at.SUMS]
+    copy_rows(plan, at.Q, row, head, first, scratch + about[at.MINE], DOWN)
+    for one in range(count):
+        floats(running)[2 * one], floats(running)[2 * one + 1] = NOTHING, 0
     begin, end = span_of(plan, row, first, count)
-    many, power = end - begin, fraction(plan, at.SCALE) * np.float32(LOG2_E)
-    mine, sums = scratch + about[at.MINE], scratch + about[at.SUMS]
-    scores, odds = scratch + about[at.SCORES], scratch + about[at.ODDS]
-    keys, values = scratch + about[at.TURNED_KEYS] + 4 * begin, scratch + about[at.PAIRED_VALUES] + 2 * width * begin
-    copy_rows(plan, at.Q, row, head, first, mine, at.DOWN)
-    products(mine, 2 * width, keys, turned_pitch(plan), width // 2, scores, 4 * padded, many)
+    is_first = True
+    while begin < end:
+        following = min(end, tiled(begin + 1, at.SPAN))  # parts end at the same places, wherever they begin
+        attend_part(plan, row, first, count, begin, following, is_first, scratch)
+        begin, is_first = following, False
     for one in range(count):
-        here, mask, seen = scores + 4 * padded * one, mask_of(plan, row, first + one), seen_of(plan, first + one)
-        largest = max(largest_score(here, seen - begin, many, power, mask + begin if mask else 0), NOTHING)
-        total = max(raise_row(here, largest, many, odds + 2 * padded * one), SMALLEST)
-        floats(here)[0] = total
+        largest, total = floats(running)[2 * one], max(floats(running)[2 * one + 1], SMALLEST)
         floats(place_of(plan, at.LEVELS, row, head, first + one))[0] = largest + np.float32(math.log2(total))
-    products(odds, 2 * padded, values, 4 * width, many // 2, sums, 4 * width, width)
-    for one in range(count):
-        share = np.float32(1.0) / floats(scores + 4 * padded * one)[0]
+        share = np.float32(1.0) / total
         narrow(sums + 4 * width * one, share, place_of(plan, at.OUT, row, head, first + one), width)
 
 
 @exact
-def next_share(plan: int, count: int) -> int:
-    """A share that nobody took, one of `count`; -1 where there is none."""
-    share = add_shared(plan + 8 * SHARE, 1)
-    return share if share < count else -1
-
-
-@exact
-def scratch_of(plan: int) -> int:
-    """Where a thread that has just come works."""
-    return ints(plan)[at.SCRATCH] + add_shared(plan + 8 * THREAD, 1) * ints(plan)[at.SCRATCH_BYTES]
+def attend_part(
+    plan: int, row: int, first: int, count: int, begin: int, end: int, is_first: bool, scratch: int
+) -> None:
+    """The sums of the values of some keys times their odds, and those of the odds, added to what was found before."""
+    about = ints(plan)
+    width, pitch, many = about[at.WIDTH], min(about[at.PADDED], at.SPAN), end - begin
+    power, running, sums = (
+        fraction(plan, at.SCALE) * np.float32(LOG2_E),
+        scratch + about[at.RUNNING],
+        scratch + about[at.SUMS],
+    )
+    scores, odds = scratch + about[at.SCORES], scratch + about[at.ODDS]
+    keys, values = scratch + about[at.TURNED_KEYS] + 4 * begin, scratch + about[at.PAIRED_VALUES] + 2 * width * begin
+    products(scratch + about[at.MINE], 2 * width, keys, turned_pitch(plan), width // 2, scores, 4 * pitch, many)
+    for one in range(count):
+        here, mask, seen = scores + 4 * pitch * one, mask_of(plan, row, first + one), seen_of(plan, first + one)
+        so_far = floats(running + 8 * one)
+        largest = max(largest_score(here, seen - begin, many, mask + begin if mask else 0) * power, so_far[0])
+        if not is_first and largest > so_far[0]:
+            faded = np.float32(math.exp2(so_far[0] - largest))
+            so_far[1] *= faded
+            stretch(sums + 4 * width * one, faded, width)
+        so_far[0] = largest
+        so_far[1] += raise_row(here, power, largest, many, odds + 2 * pitch * one)
+    for place in range(0, width, at.ACROSS):
+        left, right, out = odds, values + 4 * place, sums + 4 * place
+        if is_first:
+            set_tile(left, 2 * pitch, right, 4 * width, many // 2, out, 4 * width)
+        else:
+            add_to_tile(left, 2 * pitch, right, 4 * width, many // 2, out, 4 * width)
 
 
 @exact
@@ -207,8 +238,10 @@ def attend_heads(plan: int) -> int:
     """Take shares until there are none; every thread that is to help calls it once."""
     about, scratch = ints(plan), scratch_of(plan)
     count = about[at.ROWS] * about[at.KV_HEADS] * about[at.PIECES]
+    begin_tiles()
     share = next_share(plan, count)
     while share >= 0:
         attend(plan, share, scratch)
         share = next_share(plan, count)
+    end_tiles()
     return 0

@@ -20,33 +20,36 @@ from diptych.core.share_plan import FIRST
     THREADS,
     PIECES,  # into which the queries of a head of keys are divided
     PADDED,  # keys with those that fill their last tile
-    SCRATCH,
-    SCRATCH_BYTES,  # of each thread
-    # In it, bytes before what a share works with. Matrices lie as `core.tiles` says, turned or two rows in turn:
+    BLOCK,  # queries whose gradients are made together, so that those of keys are added to seldom
+    # Where, in what a thread has for itself, the parts of a share begin. Matrices lie as `core.tiles` says, turned or
+    # two rows in turn:
     TURNED_KEYS,
     PAIRED_KEYS,
     TURNED_VALUES,
     PAIRED_VALUES,
     MINE,  # queries
-    PAIRED_MINE,
+    TURNED_MINE,
     PULL,  # the gradient of what they found
-    PAIRED_PULL,
+    TURNED_PULL,
+    PAIRED,  # either of them
     SCORES,  # of a tile
     WANTED,  # the gradients of its odds
     ODDS,  # in bfloat16; in the backward pass the gradients of scores, of a block
     PAIRED_ODDS,  # of a block
     PAIRED_SCORES,  # their gradients
     SUMS,  # of a tile
-    KEY_SUMS,
+    RUNNING,  # the largest score of each of its rows so far, and the sum of its odds
+    KEY_SUMS,  # turned
     VALUE_SUMS,
-) = range(FIRST, FIRST + 30)
+) = range(FIRST, FIRST + 31)
 
 TENSOR = (ADDRESS, NEXT_ROW, NEXT_HEAD, NEXT_PLACE) = range(4)
-Q, K, V, MASK, LEVELS, OUT, TO_OUT, TO_Q, TO_K, TO_V = (FIRST + 30 + len(TENSOR) * place for place in range(10))
+Q, K, V, MASK, LEVELS, OUT, TO_OUT, TO_Q, TO_K, TO_V = (FIRST + 31 + len(TENSOR) * place for place in range(10))
 TABLE = TO_V + len(TENSOR)  # columns
 
-DOWN, ACROSS = 8, 32  # sums of a tile of products
-BLOCK = 64  # queries whose gradients are made together, so that those of keys are added to seldom
+MOST_DOWN, ACROSS = 32, 32  # sums of a tile of products
+SPAN = 1024  # keys whose scores are there at once
+KNOWN = 2**19  # bytes of what is known of a block of queries and their keys
 SPARE = 16  # words beside a row of a turned matrix: rows a power of two apart would be in each other's way in a cache
 
 
@@ -54,14 +57,22 @@ def padded(keys: int) -> int:
     return -(-keys // ACROSS) * ACROSS
 
 
-def areas(keys: int, width: int, is_backward: bool) -> dict[int, int]:
+def block(queries: int, keys: int) -> int:
+    """As many queries as leave what is known of a block in the second cache, and not more than there are."""
+    return max(64, min(KNOWN // (6 * padded(keys)) // 64 * 64, -(-queries // 64) * 64))
+
+
+def areas(queries: int, keys: int, width: int, is_backward: bool) -> dict[int, int]:
     """The bytes of what a share works with."""
-    keys = padded(keys)
-    turned, paired, tile = width // 2 * (keys + SPARE) * 4, keys * width * 2, DOWN * keys * 4
-    found = {TURNED_KEYS: turned, SCORES: tile, SUMS: DOWN * width * 4}
+    many, keys = block(queries, keys), padded(keys)
+    turned, paired = width // 2 * (keys + SPARE) * 4, keys * width * 2
+    found = {TURNED_KEYS: turned, SUMS: MOST_DOWN * width * 4}
     if not is_backward:
-        return found | {PAIRED_VALUES: paired, MINE: DOWN * width * 2, ODDS: DOWN * keys * 2}
-    found |= {PAIRED_KEYS: paired, TURNED_VALUES: turned, WANTED: tile}
-    found |= dict.fromkeys((MINE, PAIRED_MINE, PULL, PAIRED_PULL), BLOCK * width * 2)
-    found |= dict.fromkeys((ODDS, PAIRED_ODDS, PAIRED_SCORES), BLOCK * keys * 2)
-    return found | dict.fromkeys((KEY_SUMS, VALUE_SUMS), keys * width * 4)
+        some = MOST_DOWN * min(keys, SPAN)
+        found |= {PAIRED_VALUES: paired, MINE: MOST_DOWN * width * 2, RUNNING: MOST_DOWN * 8}
+        return found | {SCORES: some * 4, ODDS: some * 2}
+    found |= {PAIRED_KEYS: paired, TURNED_VALUES: turned}
+    found |= dict.fromkeys((SCORES, WANTED), MOST_DOWN * keys * 4)
+    found |= dict.fromkeys((MINE, TURNED_MINE, PULL, TURNED_PULL, PAIRED), many * width * 2)
+    found |= dict.fromkeys((ODDS, PAIRED_ODDS, PAIRED_SCORES), many * keys * 2)
+    return found | dict.fromkeys((KEY_SUMS, VALUE_SUMS), (keys + SPARE) * width * 4)

@@ -21,19 +21,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diptych.core import row_plan as at
-from diptych.core.machine_code import multiplies_bfloats
+from diptych.core.machine_code import multiplies_bfloats, multiplies_tiles
 
 BLOCK, LANES = at.BLOCK, 16  # numbers of a row that are taken at a time, and those of a vector
 LINE = 64  # bytes of a line of memory
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
+NONE = LONG(0)
 VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
 ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 CONTRACT = ("contract",)
 
 _features = llvmlite.binding.get_host_cpu_features()
 PAIRS_BFLOATS = multiplies_bfloats()
+HAS_TILES = multiplies_tiles()
 PAIRS_INTEGERS = bool(_features.get("avx512vnni"))
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -137,24 +139,28 @@ def added_up(builder: Any, vectors: list[Any]) -> Any:
 
 
 def loop_of(builder: Any, count: Any, sums: int, step: Callable[..., Any], kind: Any = VECTOR) -> list[Any]:
-    """`sums` vectors out of zeros and `count` steps, at least one: (place, vectors so far) -> vectors."""
+    """`sums` vectors out of zeros and `count` steps: (place, vectors so far) -> vectors."""
     return carried(builder, count, [ir.Constant(kind, None)] * sums, step)
 
 
-def carried(builder: Any, count: Any, first: list[Any], step: Callable[..., Any]) -> list[Any]:
-    """What becomes of some values by `count` steps, at least one: (place, values so far) -> values."""
+def carried(builder: Any, end: Any, first: list[Any], step: Callable[..., Any], begin: Any = NONE) -> list[Any]:
+    """What becomes of some values by the steps from one place to another: (place, values so far) -> values."""
     start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(loop)
+    builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)
     builder.position_at_end(loop)
     place, so_far = builder.phi(LONG), [builder.phi(value.type) for value in first]
     grown = step(place, so_far)
-    following, end = builder.add(place, LONG(1)), builder.block
-    for phi, before, later in zip([place, *so_far], [LONG(0), *first], [following, *grown], strict=True):
+    following, last = builder.add(place, LONG(1)), builder.block
+    for phi, before, later in zip([place, *so_far], [begin, *first], [following, *grown], strict=True):
         phi.add_incoming(before, start)
-        phi.add_incoming(later, end)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        phi.add_incoming(later, last)
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
     builder.position_at_end(after)
-    return grown
+    found = [builder.phi(value.type) for value in first]
+    for phi, before, later in zip(found, first, grown, strict=True):
+        phi.add_incoming(before, start)
+        phi.add_incoming(later, last)
+    return found
 
 
 def _row_product(sizes: tuple[float, ...], sums: int, step: Callable[..., Any]) -> Any:

@@ -12,7 +12,7 @@ from diptych.core.precision import at_least_float32
 
 IGNORED = -100  # the target of a place that has none
 NUMBERS = 2**20  # logits in a block: 4 MB of float32
-MULTIPLIED = 2**22  # logits that are multiplied at once
+MULTIPLIED = 2**22  # logits that are multiplied before they are scored
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 
 def likelihood_of_products(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`negative_log_likelihood` of the logits x weight^T. While training in bfloat16 on a CPU their gradient follows
-    each block of them at once, while it is in the cache, and all that is kept are the gradients of x and weight.
+    at once, and all that is kept are the gradients of x and weight.
 
     Args:
         x: (..., C); weight: (V, C); targets: (...), int64; -100 where there is none.
@@ -80,26 +80,23 @@ class _Likelihood(torch.autograd.Function):
 
 
 class _Products(torch.autograd.Function):
-    """The same with the product that gives the logits (N, V), in pieces: a piece is multiplied, scored and its gradient
-    multiplied on before the next one comes (as in Liger Kernel: Hsu et al. 2024, sec. 3.2)."""
+    """The same with the product that gives the logits (N, V), in pieces: a piece is scored while it is in the cache,
+    and its gradient takes its place. What follows are two products of them all, since a piece has too few rows to be
+    multiplied quickly."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        to_x = torch.empty_like(x)
-        buffer = torch.empty(len(x), len(weight), dtype=x.dtype)
+        logits = torch.empty(len(x), len(weight), dtype=x.dtype)
         total = torch.zeros((), dtype=torch.float32)
         rows = max(1, MULTIPLIED // len(weight))
-        for some, target, piece, found in zip(
-            x.split(rows), targets.split(rows), buffer.split(rows), to_x.split(rows), strict=True
-        ):
+        for some, target, piece in zip(x.split(rows), targets.split(rows), logits.split(rows), strict=True):
             torch.mm(some, weight.mT, out=piece)
             total += _score(piece, target, piece)
-            torch.mm(piece, weight, out=found)
-        to_weight = buffer.mT @ x if ctx.needs_input_grad[1] else None
+        to_x = logits @ weight if ctx.needs_input_grad[0] else None
+        to_weight = logits.mT @ x if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(to_x, to_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        to_x, to_weight = ctx.saved_tensors
-        return to_x * gradient, None if to_weight is None else to_weight * gradient, None
+        return *(None if found is None else found * gradient for found in ctx.saved_tensors), None

@@ -83,6 +83,8 @@ MANY = Library(
     (
         *_EVERYWHERE,
         "share_plan",
+        "shares",
+        "tile_units",
         "tiles",
         "flash_plan",
         "flash_kernel",
@@ -105,13 +107,23 @@ def is_here() -> bool:
 
 
 @cache
-def multiplies_bfloats() -> bool:
-    """Whether the processor, as LLVM knows it, multiplies pairs of bfloat16."""
+def _features() -> dict[str, bool]:
+    """What the processor has, as LLVM knows it."""
     import llvmlite.binding as llvm
 
-    multiplies = bool(llvm.get_host_cpu_features().get("avx512bf16"))
+    features = dict(llvm.get_host_cpu_features())
     forget_library("libllvmlite")  # 40 MB
-    return multiplies
+    return features
+
+
+def multiplies_bfloats() -> bool:
+    """Whether the processor multiplies pairs of bfloat16."""
+    return _features().get("avx512bf16", False)
+
+
+def multiplies_tiles() -> bool:
+    """Whether it multiplies matrices of bfloat16, too, that lie in registers of their own (AMX)."""
+    return multiplies_bfloats() and all(_features().get(name, False) for name in ("amx-tile", "amx-bf16"))
 
 
 def compiled(library: Library) -> dict[str, Callable[..., int]]:

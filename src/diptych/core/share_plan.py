@@ -2,4 +2,5 @@
 
 LINE = 64  # bytes of a line of memory
 SHARE, THREAD = 0, 8  # what threads count: shares taken, threads here; each on a line of its own
-FIRST = 16  # column that is free for what is worked on
+SCRATCH, SCRATCH_BYTES = 16, 17  # where the threads work, each in so many bytes of it
+FIRST = 18  # column that is free for what is worked on

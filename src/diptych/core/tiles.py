@@ -6,6 +6,7 @@ at a time, which lies anywhere, and the right one LANES pairs at a time, which m
 over its rows has two rows in turn (`interleave`), one whose sum is along them is turned (`turn`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diptych.core import flash_plan as at
+from diptych.core import tile_units
 from diptych.core.attention_lanes import constant, store
 from diptych.core.lanes import (
     BYTE,
     FLOAT,
     HALF,
+    HAS_TILES,
     INT,
     LANES,
     LINE,
@@ -46,36 +49,22 @@ from diptych.core.lanes import (
 LOG2_E = 1.44269504  # e^x = 2^(x LOG2_E)
 CURRENT_ROUNDING = 4
 POWERS = (0.0013276472, 0.00967554133, 0.0555071327, 0.240221197, 0.693146967, 1.00000007)  # of 2^x, |x| <= 1/2
-HIDDEN = -3e38  # the score of what may not be looked at
+HIDDEN = -math.inf  # the score of what may not be looked at
 
 
-def _tile_product(adds: bool) -> Any:
-    """An intrinsic: at.DOWN x at.ACROSS sums of float32, of `pairs` products of pairs each.
-
-    Args of it: left, next_row, next_pair: the left factor, and bytes from a row of it to the next, and from a pair.
-    right, next_right: the right factor, and bytes from a pair of its rows to the next.
-    pairs: at least one.
-    out, next_out: the sums; they are added to what is there, if `adds`.
-    """
+def _product_of_lanes(adds: bool) -> Any:
+    """An intrinsic: DOWN x at.ACROSS sums of float32, of `pairs` products of pairs each, as `product_of_tiles`."""
 
     @intrinsic
     def product(
-        context: Any,
-        left: Any,
-        next_row: Any,
-        next_pair: Any,
-        right: Any,
-        next_right: Any,
-        pairs: Any,
-        out: Any,
-        next_out: Any,
+        context: Any, left: Any, next_row: Any, right: Any, next_right: Any, pairs: Any, out: Any, next_out: Any
     ) -> Typed:
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            left, next_row, next_pair, right, next_right, pairs, out, next_out = given
-            rows = [builder.add(left, builder.mul(next_row, LONG(row))) for row in range(at.DOWN)]
+            left, next_row, right, next_right, pairs, out, next_out = given
+            rows = [builder.add(left, builder.mul(next_row, LONG(row))) for row in range(DOWN)]
             places = [
                 builder.add(builder.add(out, builder.mul(next_out, LONG(row))), LONG(part * LINE))
-                for row in range(at.DOWN)
+                for row in range(DOWN)
                 for part in range(at.ACROSS // LANES)
             ]
 
@@ -85,7 +74,7 @@ def _tile_product(adds: bool) -> Any:
                     read_at(builder, builder.add(here, LONG(part * LINE)), PAIRED_BFLOATS)
                     for part in range(at.ACROSS // LANES)
                 ]
-                step, grown = builder.mul(next_pair, pair), list[Any]()
+                step, grown = builder.mul(pair, LONG(4)), list[Any]()
                 for row in rows:
                     both = each_lane(builder, builder.add(row, step), WORDS)
                     for part in parts:
@@ -97,12 +86,21 @@ def _tile_product(adds: bool) -> Any:
                 store(builder, total, place)
             return context.get_dummy_value()
 
-        return types.void(*[INT] * 8), code
+        return types.void(*[INT] * 7), code
 
     return product
 
 
-set_tile, add_to_tile = _tile_product(False), _tile_product(True)
+@intrinsic
+def _nothing(context: Any) -> Typed:
+    return types.void(), lambda context, builder, signature, given: context.get_dummy_value()
+
+
+DOWN = tile_units.DOWN if HAS_TILES else 8  # sums of a tile of products are DOWN x at.ACROSS
+_product = tile_units.product_of_tiles if HAS_TILES else _product_of_lanes
+set_tile, add_to_tile = _product(False), _product(True)
+begin_tiles = tile_units.begin_tiles if HAS_TILES else _nothing  # what a thread does before and after its products
+end_tiles = tile_units.end_tiles if HAS_TILES else _nothing
 
 
 def power_of_two(builder: Any, x: Any) -> Any:
@@ -132,6 +130,48 @@ def floats_at(builder: Any, address: Any, place: Any) -> list[Any]:
 def give(builder: Any, both: list[Any], out: Any, place: Any) -> None:
     """Two vectors to a place, as bfloat16."""
     store(builder, narrowed(builder, *both), builder.add(out, builder.mul(place, LONG(LINE))))
+
+
+@intrinsic
+def copy_lines(context: Any, here: Any, there: Any, lines: Any) -> Typed:
+    """So many lines of memory, at least one, to another place; zeros from an address of 0."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        here, there, lines = given
+
+        def body(here: Any) -> None:
+            def step(line: Any, _: list[Any]) -> list[Any]:
+                offset = builder.mul(line, LONG(LINE))
+                nothing = ir.Constant(WORDS, None)
+                words = nothing if here is None else read_at(builder, builder.add(here, offset), WORDS)
+                store(builder, words, builder.add(there, offset))
+                return []
+
+            carried(builder, lines, [], step)
+
+        with_and_without(builder, here, body)
+        return context.get_dummy_value()
+
+    return types.void(INT, INT, INT), code
+
+
+@intrinsic
+def stretch(context: Any, numbers: Any, factor: Any, count: Any) -> Typed:
+    """float32 times a factor, in their place; `count` is a multiple of at.ACROSS."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        numbers, factor, count = given
+        each = spread(builder, factor)
+
+        def step(vector: Any, _: list[Any]) -> list[Any]:
+            here = builder.add(numbers, builder.mul(vector, LONG(LINE)))
+            store(builder, builder.fmul(read_floats(builder, here), each), here)
+            return []
+
+        carried(builder, builder.udiv(count, LONG(LANES)), [], step)
+        return context.get_dummy_value()
+
+    return types.void(INT, types.float32, INT), code
 
 
 @intrinsic
@@ -206,6 +246,12 @@ def _in_turn(first: int, second: int) -> Any:
     return ir.Constant(ir.VectorType(WORD, 2 * LANES), order)
 
 
+def _within(builder: Any, count: Any, end: Any) -> Any:
+    """A count that is at least 0, and at most another."""
+    least = builder.select(builder.icmp_signed("<", count, end), count, end)
+    return builder.select(builder.icmp_signed(">", least, LONG(0)), least, LONG(0))
+
+
 def _seen(builder: Any, place: Any, count: Any, mask: Any) -> Any:
     """Which of LANES scores may be looked at: the first `count` of a row, and those that a mask says."""
     lanes = ir.Constant(WORDS, list(range(LANES)))
@@ -227,9 +273,8 @@ def with_and_without(builder: Any, address: Any, body: Callable[[Any], None]) ->
 
 
 @intrinsic
-def largest_score(context: Any, scores: Any, count: Any, end: Any, scale: Any, mask: Any) -> Typed:
-    """The largest of a row of scores times `scale`. They stay in their place, times it; what may not be looked at gets
-    HIDDEN.
+def largest_score(context: Any, scores: Any, count: Any, end: Any, mask: Any) -> Typed:
+    """The largest of a row of scores. What may not be looked at gets HIDDEN.
 
     Args:
         count, end: scores that may be looked at, and those to write, a multiple of at.ACROSS.
@@ -237,44 +282,52 @@ def largest_score(context: Any, scores: Any, count: Any, end: Any, scale: Any, m
     """
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        scores, count, end, scale, mask = given
-        each, found = spread(builder, scale), cgutils.alloca_once(builder, FLOAT)
+        scores, count, end, mask = given
+        found = cgutils.alloca_once(builder, FLOAT)
 
         def body(mask: Any) -> None:
-            def step(vector: Any, largest: list[Any]) -> list[Any]:
-                place = builder.mul(vector, LONG(LANES))
+            def whole(vector: Any, largest: list[Any]) -> list[Any]:
+                score = read_floats(builder, builder.add(scores, builder.mul(vector, LONG(LINE))))
+                return [higher(builder, score, largest[0])]
+
+            def some(vector: Any, largest: list[Any]) -> list[Any]:
                 here = builder.add(scores, builder.mul(vector, LONG(LINE)))
-                score = builder.fmul(read_floats(builder, here), each)
-                score = builder.select(_seen(builder, place, count, mask), score, constant(HIDDEN))
+                seen = _seen(builder, builder.mul(vector, LONG(LANES)), count, mask)
+                score = builder.select(seen, read_floats(builder, here), constant(HIDDEN))
                 store(builder, score, here)
                 return [higher(builder, score, largest[0])]
 
-            (most,) = carried(builder, builder.udiv(end, LONG(LANES)), [constant(HIDDEN)], step)
+            begin, most = LONG(0), [constant(HIDDEN)]
+            if mask is None:  # only the last vectors have something to hide
+                begin = builder.sdiv(_within(builder, count, end), LONG(LANES))
+                most = carried(builder, begin, most, whole)
+            (most,) = carried(builder, builder.udiv(end, LONG(LANES)), most, some, begin)
             builder.store(lanes_largest(builder, most), found)
 
         with_and_without(builder, mask, body)
         return builder.load(found)
 
-    return types.float32(INT, INT, INT, types.float32, INT), code
+    return types.float32(INT, INT, INT, INT), code
 
 
 @intrinsic
-def raise_row(context: Any, scores: Any, largest: Any, end: Any, odds: Any) -> Typed:
-    """2^(score - largest) of a row as bfloat16; their sum before they are rounded."""
+def raise_row(context: Any, scores: Any, scale: Any, largest: Any, end: Any, odds: Any) -> Typed:
+    """2^(score scale - largest) of a row as bfloat16; their sum before they are rounded."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        scores, largest, end, odds = given
-        each = spread(builder, largest)
+        scores, scale, largest, end, odds = given
+        each, less = spread(builder, scale), spread(builder, builder.fneg(largest))
 
         def step(place: Any, totals: list[Any]) -> list[Any]:
-            both = [power_of_two(builder, builder.fsub(one, each)) for one in floats_at(builder, scores, place)]
+            powers = [times_plus(builder, one, each, less) for one in floats_at(builder, scores, place)]
+            both = [power_of_two(builder, one) for one in powers]
             give(builder, both, odds, place)
             return [builder.fadd(total, one) for total, one in zip(totals, both, strict=True)]
 
         both = carried(builder, builder.udiv(end, LONG(at.ACROSS)), [ZEROS, ZEROS], step)
         return lanes_sum(builder, builder.fadd(*both))
 
-    return types.float32(INT, types.float32, INT, INT), code
+    return types.float32(INT, types.float32, types.float32, INT, INT), code
 
 
 @intrinsic
@@ -286,13 +339,14 @@ def raise_again(
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         scores, count, end, scale, mask, level, wanted = given
-        each, less, found = spread(builder, scale), spread(builder, level), cgutils.alloca_once(builder, FLOAT)
+        each, less = spread(builder, scale), spread(builder, builder.fneg(level))
+        found = cgutils.alloca_once(builder, FLOAT)
 
         def body(mask: Any) -> None:
             def step(vector: Any, totals: list[Any]) -> list[Any]:
                 place, offset = builder.mul(vector, LONG(LANES)), builder.mul(vector, LONG(LINE))
                 here = builder.add(scores, offset)
-                score = builder.fsub(builder.fmul(read_floats(builder, here), each), less)
+                score = times_plus(builder, read_floats(builder, here), each, less)
                 score = builder.select(_seen(builder, place, count, mask), score, constant(HIDDEN))
                 odds = power_of_two(builder, score)
                 store(builder, odds, here)

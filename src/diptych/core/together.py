@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.core import machine_code
-from diptych.core.share_plan import LINE
+from diptych.core.share_plan import LINE, SCRATCH, SCRATCH_BYTES
 
 
 def _torch_threads() -> Callable[..., None] | None:
@@ -36,6 +36,7 @@ IS_HERE = (
     and machine_code.is_here()
     and _team is not None
     and machine_code.multiplies_bfloats()
+    and (not machine_code.multiplies_tiles() or torch.cpu._init_amx())  # a process has to ask the system for them
 )
 
 
@@ -52,9 +53,13 @@ def new_table(columns: int) -> NDArray[np.int64]:
     return table[begin : begin + columns]
 
 
-def run_together(function: str, table: NDArray[np.int64], threads: int) -> None:
-    """Call a function of `machine_code.MANY` with the address of a table, in so many threads."""
+def run_together(function: str, table: NDArray[np.int64], threads: int, scratch_bytes: int = 0) -> None:
+    """Call a function of `machine_code.MANY` with the address of a table, in so many threads, each of which works in so
+    many bytes of its own: whole lines."""
     assert _team is not None
+    if scratch_bytes:
+        scratch = torch.empty(threads * scratch_bytes + LINE, dtype=torch.uint8)
+        table[SCRATCH], table[SCRATCH_BYTES] = scratch.data_ptr() + -scratch.data_ptr() % LINE, scratch_bytes
     _team(machine_code.compiled(machine_code.MANY)[function], table.ctypes.data, threads, 0)
 
 
