@@ -68,7 +68,14 @@ def test_what_must_wait_for_the_device_is_called_directly() -> None:
         assert calls.call("sum", lambda x: float(x.sum()), x) == 3
     assert not calls.is_on
     assert calls.call("sum", lambda x: float(x.sum()), x * 2) == 6
-    assert (x @ x).item() == 3  # the device goes on
+    assert (x @ x).item() == 3  # the device goes on, and so do its random numbers, which recordings have, too
+    draws = []
+    for direct in (graphs.DIRECT, 0):
+        calls = graphs.Graphs(device, direct=direct)
+        torch.manual_seed(1)
+        draws.append([calls.call("draw", lambda: torch.rand(4, device=device)).tolist() for _ in range(3)])
+    assert draws[0] == draws[1]
+    assert draws[0][0] != draws[0][1] != draws[0][2]
 
 
 def test_a_run_goes_on_from_its_checkpoint(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

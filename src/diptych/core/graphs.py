@@ -89,9 +89,16 @@ class Graphs:
                 result = function(*kept)
         except RuntimeError:
             torch.cuda.set_stream(here)  # which torch leaves undone
+            self._end_recording()
             raise
         self._pool = graph.pool()
         return _Recorded(graph, [one for one in kept if one is not None], result)
+
+    def _end_recording(self) -> None:
+        """After a recording that failed the device's random numbers are still those of a recording, and fail outside of
+        one, until another has ended."""
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(self._device)):
+            torch.zeros(1, device=self._device)
 
 
 @cache
