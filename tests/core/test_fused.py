@@ -12,6 +12,7 @@ from diptych.core.convolution import convolved
 from diptych.core.convolution import suits as suits_convolution
 from diptych.core.feedforward import FeedForward
 from diptych.core.fused import linear_gelu, linear_plus, linear_times, suits
+from diptych.core.linear import Linear
 from diptych.core.precision import CPU_MULTIPLIES_BFLOAT16
 
 WAYS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
@@ -30,7 +31,7 @@ WAYS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_one_pass_gives_what_two_give(way: str, dtype: torch.dtype, has_bias: bool) -> None:
     random = torch.Generator().manual_seed(0)
-    layer = nn.Linear(48, 64, bias=has_bias).to(dtype)
+    layer = Linear(48, 64, bias=has_bias).to(dtype)
     x, other = (torch.randn(2, 33, width, generator=random).to(dtype) for width in (48, 64))
     fused, plain = WAYS[way]
     with torch.no_grad():

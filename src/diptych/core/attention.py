@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diptych.core import blocked, flash, long_rows, many_queries
 from diptych.core.few_queries import attend_few
 from diptych.core.fused import linear_plus
+from diptych.core.linear import Linear
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
 from diptych.core.precision import at_least_float32
@@ -64,12 +65,12 @@ class Attention(nn.Module):
         self.softcap, self.scale = softcap, scale
         self.pairs_neighbours = pairs_neighbours
         source = width if context_width is None else context_width
-        self.query = nn.Linear(width, num_heads * self.head_dim, bias=has_qkv_bias)
-        self.key = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
-        self.value = nn.Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
+        self.query = Linear(width, num_heads * self.head_dim, bias=has_qkv_bias)
+        self.key = Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
+        self.value = Linear(source, self.num_kv_heads * self.head_dim, bias=has_qkv_bias)
         self.output: nn.Module = nn.Identity()
         if has_output:
-            self.output = nn.Linear(num_heads * self.head_dim, width, bias=has_output_bias)
+            self.output = Linear(num_heads * self.head_dim, width, bias=has_output_bias)
         self.query_norm = RMSNorm(self.head_dim, norm_eps) if has_qk_norm else None
         self.key_norm = RMSNorm(self.head_dim, norm_eps) if has_qk_norm else None
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diptych.core import sweeps
 from diptych.core.fused import linear_gelu, linear_plus, linear_times
+from diptych.core.linear import Linear
 from diptych.core.spelling import unknown
 
 
@@ -53,9 +54,9 @@ class FeedForward(nn.Module):
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         self.activation = activation
-        self.gate = nn.Linear(width, hidden, bias=has_bias) if is_gated else None
-        self.up = nn.Linear(width, hidden, bias=has_bias)
-        self.down = nn.Linear(hidden, width, bias=has_bias)
+        self.gate = Linear(width, hidden, bias=has_bias) if is_gated else None
+        self.up = Linear(width, hidden, bias=has_bias)
+        self.down = Linear(hidden, width, bias=has_bias)
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """x: (B, T, width); plus: what the result is added to, of the same shape."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.kernels import is_ours
+from diptych.core.linear import Linear
 
 KERNEL = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -18,7 +19,7 @@ def suits(layer: nn.Module, x: Tensor) -> bool:
     return (
         KERNEL is not None
         and is_ours(x)
-        and type(layer) is nn.Linear
+        and type(layer) is Linear
         and layer.bias is not None
         and layer.weight.dtype == x.dtype
         and not torch.is_grad_enabled()

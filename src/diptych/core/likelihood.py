@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diptych.core import sweeps
 from diptych.core.kernels import is_ours
+from diptych.core.linear import turned_product
 from diptych.core.precision import at_least_float32
 
 IGNORED = -100  # the target of a place that has none
@@ -93,7 +94,7 @@ class _Products(torch.autograd.Function):
             torch.mm(some, weight.mT, out=piece)
             total += _score(piece, target, piece)
         to_x = logits @ weight if ctx.needs_input_grad[0] else None
-        to_weight = logits.mT @ x if ctx.needs_input_grad[1] else None
+        to_weight = turned_product(logits, x).to(x.dtype) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(to_x, to_weight)
         return total
 

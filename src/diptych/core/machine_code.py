@@ -79,6 +79,7 @@ MANY = Library(
         Function("flash_kernel", "attend_heads", 1),
         Function("flash_gradients", "differentiate_heads", 1),
         Function("sweep_kernel", "sweep", 1),
+        Function("product_kernel", "multiply_turned", 1),
     ),
     (
         *_EVERYWHERE,
@@ -92,6 +93,8 @@ MANY = Library(
         "sweep_plan",
         "sweep_lanes",
         "sweep_kernel",
+        "product_plan",
+        "product_kernel",
     ),
 )
 LIBRARIES = {library.name: library for library in (ROWS, MANY)}

@@ -199,7 +199,7 @@ def quantise(module: nn.Module, bits: int, dtype: torch.dtype, device: torch.dev
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear):
                 bias = None if child.bias is None else child.bias.to(device)
                 setattr(parent, name, BITS[bits](child.weight.detach().to(device), bias, dtype))
 

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.linear import Linear
+
 NORM_EPS = 1e-6
 
 
@@ -14,7 +16,7 @@ class Modulation(nn.Module):
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
         self.count = count
-        self.linear = nn.Linear(width, count * width)
+        self.linear = Linear(width, count * width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -34,7 +36,7 @@ class Leave(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.modulation = Modulation(width, 2)
-        self.output = nn.Linear(width, out)
+        self.output = Linear(width, out)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -46,4 +48,4 @@ class Leave(nn.Module):
 
 def embedder(source: int, width: int) -> nn.Sequential:
     """Two layers from a vector that the network is told to what its blocks see."""
-    return nn.Sequential(nn.Linear(source, width), nn.SiLU(), nn.Linear(width, width))
+    return nn.Sequential(Linear(source, width), nn.SiLU(), Linear(width, width))

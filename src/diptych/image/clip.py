@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diptych.core.checks import settings_of
 from diptych.core.feedforward import ACTIVATIONS
+from diptych.core.linear import Linear
 from diptych.core.norms import LayerNorm
 from diptych.core.spelling import unknown
 from diptych.image.encoders import EncoderBlock
@@ -131,7 +132,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.positions.weight, std=0.01)
         self.blocks = config.blocks()
         self.norm = LayerNorm(config.width, config.norm_eps)
-        self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+        self.projection = Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, tokens: Tensor, *, skip: int = 0, is_normed: bool = True) -> Read:
         """tokens (B, S) int64, S at most `length`.
@@ -172,7 +173,7 @@ class PictureTower(nn.Module):
         self.first_norm = LayerNorm(config.width, config.norm_eps)
         self.blocks = config.blocks()
         self.norm = LayerNorm(config.width, config.norm_eps)
-        self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+        self.projection = Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, pictures: Tensor) -> Read:
         """pictures (B, 3, H, W) in -1..1, of any size -> a vector a patch (the class token's first), and the whole."""

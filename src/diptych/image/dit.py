@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diptych.core.attention import Attention
 from diptych.core.checks import settings_of
 from diptych.core.feedforward import FeedForward
+from diptych.core.linear import Linear
 from diptych.core.norms import LayerNorm
 from diptych.core.spelling import unknown
 from diptych.image.adaptive import Leave, Modulation, embedder, normed
@@ -121,10 +122,10 @@ class DiT(nn.Module):
         self.config = config
         self.clock = config.clock
         width, numbers = config.width, config.channels * config.patch**2
-        self.enter = nn.Linear(numbers, width)
+        self.enter = Linear(numbers, width)
         self.time = embedder(TIME_WIDTH, width)
         self.pooled = embedder(config.pooled_width, width) if config.pooled_width else None
-        self.words = nn.Linear(config.context_width, width) if config.prompt == "tokens" else None
+        self.words = Linear(config.context_width, width) if config.prompt == "tokens" else None
         if config.positions == "table":
             self.table: Tensor
             self.register_buffer("table", sincos_table(config.side, width), persistent=False)

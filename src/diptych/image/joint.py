@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diptych.core.attention import Attention, attend
 from diptych.core.feedforward import FeedForward
+from diptych.core.linear import Linear
 from diptych.core.positions import apply_rotary
 from diptych.image.adaptive import Modulation, normed
 
@@ -105,8 +106,8 @@ class SingleBlock(nn.Module):
         self.attention = Attention(
             width, heads, has_qkv_bias=True, has_qk_norm=has_qk_norm, has_output=False, pairs_neighbours=True
         )
-        self.up = nn.Linear(width, hidden)
-        self.output = nn.Linear(width + hidden, width)
+        self.up = Linear(width, hidden)
+        self.output = Linear(width + hidden, width)
 
     def forward(self, x: Tensor, told: Tensor, angles: Angles | None, mask: Tensor | None) -> Tensor:
         shift, scale, gate = self.modulation(told)

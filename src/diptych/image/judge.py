@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from diptych.core.linear import Linear
 from diptych.core.spelling import unknown
 from diptych.image.autoencoder import Block
 from diptych.image.photo import to_tensor
@@ -84,7 +85,7 @@ class Judge(nn.Module):
         self.config = config
         self.trunk = trunk(config.widths)
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(2 * config.widths[-1], len(words)) for name, words in config.heads.items()}
+            {name: Linear(2 * config.widths[-1], len(words)) for name, words in config.heads.items()}
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.checks import settings_of
+from diptych.core.linear import Linear
 from diptych.core.spelling import unknown
 from diptych.image.adaptive import Leave, embedder
 from diptych.image.clock import CLOCKS, features
@@ -113,8 +114,8 @@ class MMDiT(nn.Module):
         self.clock = config.clock
         width, heads, hidden = config.width, config.num_heads, config.widening * config.width
         numbers = config.channels * config.patch**2
-        self.enter = nn.Linear(numbers, width)
-        self.words = nn.Linear(config.context_width, width)
+        self.enter = Linear(numbers, width)
+        self.words = Linear(config.context_width, width)
         self.time = embedder(TIME_WIDTH, width)
         self.pooled = embedder(config.pooled_width, width) if config.pooled_width else None
         self.guidance = embedder(TIME_WIDTH, width) if config.has_guidance else None

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core import weights
+from diptych.core.linear import Linear
 from diptych.core.precision import choose
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
@@ -103,11 +104,11 @@ class Pairing(nn.Module):
         self.picture_tower = PictureTower(config.picture_tower) if config.picture_tower else None
         if self.picture_tower is None:
             self.trunk = trunk(config.widths)
-            self.picture_projection = nn.Linear(2 * config.widths[-1], config.dimensions, bias=False)
+            self.picture_projection = Linear(2 * config.widths[-1], config.dimensions, bias=False)
         self.caption_tower = TextTower(config.caption_tower) if config.caption_tower else None
         if self.caption_tower is None:
             self.encoder = TextEncoder(config.encoder)
-            self.caption_projection = nn.Linear(config.encoder.width, config.dimensions, bias=False)
+            self.caption_projection = Linear(config.encoder.width, config.dimensions, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias)) if bias else None
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diptych.core.checks import settings_of
 from diptych.core.feedforward import ACTIVATIONS
+from diptych.core.linear import Linear
 from diptych.core.norms import NORMS
 from diptych.core.spelling import unknown
 from diptych.image.clock import CLOCKS, features
@@ -105,11 +106,11 @@ class UNet(nn.Module):
         self.clock = config.clock
         widths, first = config.widths, config.widths[0]
         time_width = 4 * first
-        self.time = nn.Sequential(nn.Linear(first, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
+        self.time = nn.Sequential(Linear(first, time_width), nn.SiLU(), Linear(time_width, time_width))
         self.addition: nn.Module | None = None
         if config.addition_width:
             self.addition = nn.Sequential(
-                nn.Linear(config.addition_width, time_width), nn.SiLU(), nn.Linear(time_width, time_width)
+                Linear(config.addition_width, time_width), nn.SiLU(), Linear(time_width, time_width)
             )
         self.enter = nn.Conv2d(config.channels, first, 3, padding=1)
         self.down = nn.ModuleList()

@@ -8,6 +8,7 @@ from diptych.core.attention import Attention
 from diptych.core.convolution import convolved
 from diptych.core.feedforward import FeedForward, activated
 from diptych.core.fused import linear_plus
+from diptych.core.linear import Linear
 from diptych.core.norms import NORMS
 
 
@@ -46,7 +47,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(switches.groups, source)
         self.conv1 = nn.Conv2d(source, width, 3, padding=1)
-        self.time = nn.Linear(time_width, 2 * width if switches.has_scale else width)
+        self.time = Linear(time_width, 2 * width if switches.has_scale else width)
         self.norm2 = nn.GroupNorm(switches.groups, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(source, width, 1) if source != width else nn.Identity()
@@ -110,9 +111,9 @@ class FramedTransformer(nn.Module):
     def __init__(self, width: int, heads: int, depth: int, switches: BlockSwitches) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(switches.groups, width, eps=1e-6)
-        self.enter = nn.Linear(width, width)
+        self.enter = Linear(width, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, switches) for _ in range(depth))
-        self.leave = nn.Linear(width, width)
+        self.leave = Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         h: Tensor = self.enter(to_places(self.norm(x)))

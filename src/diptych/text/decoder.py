@@ -21,6 +21,7 @@ from diptych.core.experts import Experts, ExpertsConfig
 from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.few_queries import FEW, additive
 from diptych.core.likelihood import likelihood_of_products, negative_log_likelihood
+from diptych.core.linear import Linear
 from diptych.core.norms import NORMS
 from diptych.core.positions import RopeScaling, rotary
 from diptych.core.precision import at_least_float32, in_autocast
@@ -254,7 +255,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = NORMS[config.norm](config.width, config.norm_eps)
         self.head: nn.Module | None = (
-            None if config.ties_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+            None if config.ties_embeddings else Linear(config.width, config.vocab_size, bias=False)
         )
         self.initialise()
 
@@ -336,7 +337,7 @@ class Decoder(nn.Module):
         """What x is multiplied by for the logits, where that is all that the head does: no adapter is on it."""
         if self.head is None:
             return self.embedding.weight if isinstance(self.embedding, nn.Embedding) else None
-        return self.head.weight if type(self.head) is nn.Linear and not self.head._forward_hooks else None
+        return self.head.weight if type(self.head) is Linear and not self.head._forward_hooks else None
 
     def _masks(self, mask: Tensor | None, tokens: Tensor) -> dict[int, Tensor | None]:
         """The mask for each window that a layer has, where all tokens come at once."""

@@ -17,6 +17,7 @@ from diptych.core.attention import Attention
 from diptych.core.crew import crew, num_threads
 from diptych.core.dropout import Dropout
 from diptych.core.feedforward import FeedForward
+from diptych.core.linear import Linear
 from diptych.core.machine_code import is_here, multiplies_bfloats
 from diptych.core.norms import LayerNorm, RMSNorm
 from diptych.core.positions import rotary
@@ -27,7 +28,7 @@ from diptych.text.decoder import Block, Decoder
 
 FORMS = {torch.bfloat16: at.BFLOAT, torch.float32: at.FLOAT, torch.int8: at.INT8, torch.uint8: at.INT4}
 TAKES = {Decoder, Block, Attention, FeedForward, Dropout, RMSNorm, LayerNorm, nn.ModuleList}
-TAKES |= {nn.Linear, Int8Linear, Int4Linear, nn.Embedding, QuantisedEmbedding}
+TAKES |= {Linear, Int8Linear, Int4Linear, nn.Embedding, QuantisedEmbedding}
 TURNS = 256  # positions whose angles are computed together
 NORM = ("weight", "bias")  # in the order of the tables
 LINE = 16  # numbers of a line of memory
@@ -37,7 +38,7 @@ MOST = 16  # tokens; of more, large models are read faster by torch
 def suits(decoder: nn.Module, cache: KeyValueCache) -> bool:
     """Whether a few tokens go through the compiled kernel."""
     kinds = {type(module) for module in decoder.modules()}
-    if not is_here() or kinds - TAKES or (nn.Linear in kinds and kinds & {Int8Linear, Int4Linear}):
+    if not is_here() or kinds - TAKES or (Linear in kinds and kinds & {Int8Linear, Int4Linear}):
         return False
     assert isinstance(decoder, Decoder)
     config, tensors = decoder.config, [*decoder.parameters(), *decoder.buffers()]

@@ -142,6 +142,8 @@ def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         return 2 * _attention_product(*args[:3], is_causal=args[4])
     if name == "flash_backward":
         return 5 * _attention_product(*args[1:4], is_causal=args[6])
+    if name == "turned_product":
+        return 2 * int(args[0].numel() * args[1].shape[1])
     if name in GROUPED:  # each row with one matrix, whichever that is
         return 2 * int(args[0].numel() * result.shape[-1])
     formula = flop_registry.get(packet)
