@@ -187,6 +187,8 @@ def attend_tile(plan: int, row: int, head: int, first: int, scratch: int) -> Non
     copy_rows(plan, at.Q, row, head, first, scratch + about[at.MINE], DOWN)
     for one in range(count):
         floats(running)[2 * one], floats(running)[2 * one + 1] = NOTHING, 0
+    for place in range(DOWN * width):
+        floats(sums)[place] = 0
     begin, end = span_of(plan, row, first, count)
     is_first = True
     while begin < end:
@@ -227,10 +229,7 @@ def attend_part(
         so_far[1] += raise_row(here, power, largest, many, odds + 2 * pitch * one)
     for place in range(0, width, at.ACROSS):
         left, right, out = odds, values + 4 * place, sums + 4 * place
-        if is_first:
-            set_tile(left, 2 * pitch, right, 4 * width, many // 2, out, 4 * width)
-        else:
-            add_to_tile(left, 2 * pitch, right, 4 * width, many // 2, out, 4 * width)
+        add_to_tile(left, 2 * pitch, right, 4 * width, many // 2, out, 4 * width)
 
 
 @exact
