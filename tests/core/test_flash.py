@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diptych.core import flash
+from diptych.core import flash_plan as at
 from diptych.core.attention import Attention
 from diptych.core.flash import flash_attention, suits
 from diptych.core.kernels import of_another_machine
@@ -56,6 +57,9 @@ SHAPES = [
     (2, 2, 2, 9, 40, 32, False, torch.tensor([[True], [False]])[:, None, None]),  # one row looks at all, one at nothing
     (1, 2, 1, 40, 300, 32, False, window(40, 300, 1000)),  # a later part of a text
     (2, 2, 1, 40, 300, 32, True, window(40, 300, 9)),  # which looks at few keys in the middle
+    (1, 2, 1, 9, 2 * at.SPAN + 70, 32, False, None),  # several parts of keys
+    (1, 1, 1, at.SPAN + 60, at.SPAN + 60, 32, True, None),
+    (1, 2, 1, 40, 2 * at.SPAN, 32, False, window(40, 2 * at.SPAN, at.SPAN + 40)),  # the first part seen from within
 ]
 
 
@@ -80,9 +84,11 @@ def test_values_and_gradients_are_those_of_float64(
 
 
 def test_scores_may_be_large() -> None:
-    """Beyond what e^x of a float32 can hold, above and below, and some rows far from others."""
-    q, k, v = (draws(1, 1, 50, 32, seed) for seed in (1, 2, 3))
-    q = q * torch.logspace(-1, 3, 50)[:, None].bfloat16()
+    """Beyond what e^x of a float32 can hold, above and below, and some rows far from others; also where the largest of
+    a row comes in a later part of it."""
+    length = at.SPAN + 100
+    q, k, v = (draws(1, 1, length, 32, seed) for seed in (1, 2, 3))
+    q = q * torch.logspace(-1, 3, length)[:, None].bfloat16()
     found, wanted = flash_attention(q, k, v, None, True), None
     wanted = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
     assert (found - wanted).norm() < 0.01 * wanted.norm()
