@@ -43,6 +43,18 @@ def heads(batch: int, count: int, length: int, width: int) -> Tensor:
     return numbers(batch, length, count, width).transpose(1, 2)
 
 
+def beside(
+    how: Callable[..., Callable[[], object]],
+    inputs: tuple[Tensor, ...],
+    torchs: Callable[..., Tensor],
+    blocks: Callable[..., Tensor],
+    compiled: Callable[..., Tensor],
+) -> Ways:
+    """Attention in each way that this processor has, called once forward (`partial`) or in `both_ways`."""
+    ways = {"torch": torchs, "blocks": blocks} | ({"compiled": compiled} if flash.IS_HERE else {})
+    return {name: how(way, *inputs) for name, way in ways.items()}
+
+
 def attention() -> dict[str, Ways]:
     found: dict[str, Ways] = {}
     for batch, count, shared, length, width in (
@@ -53,13 +65,13 @@ def attention() -> dict[str, Ways]:
         (256, 4, 4, 64, 32),
     ):
         q, k, v = (heads(batch, number, length, width) for number in (count, shared, shared))
-        some: Ways = {
-            "torch": both_ways(partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True), q, k, v)
-        }
-        some["blocks"] = both_ways(lambda *x: blocked.blocked_attention(*x, None, True), q, k, v)
-        if flash.IS_HERE:
-            some["compiled"] = both_ways(lambda *x: flash.flash_attention(*x, None, True), q, k, v)
-        found[f"{batch} rows of {length}, {count}/{shared} heads of {width}, causal, both ways"] = some
+        found[f"{batch} rows of {length}, {count}/{shared} heads of {width}, causal, both ways"] = beside(
+            both_ways,
+            (q, k, v),
+            partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True),
+            partial(blocked.blocked_attention, mask=None, is_causal=True),
+            partial(flash.flash_attention, mask=None, is_causal=True),
+        )
     return found
 
 
@@ -68,11 +80,13 @@ def prompts() -> dict[str, Ways]:
     for length, keys in ((512, 512), (2048, 2048), (512, 8192), (512, 32768)):
         q, k, v = heads(1, 9, length, 64), heads(1, 3, keys, 64), heads(1, 3, keys, 64)
         mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)[None, None]
-        some: Ways = {"torch": partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask, enable_gqa=True)}
-        some["blocks"] = partial(long_rows.attend_long, q, k, v, mask)
-        if flash.IS_HERE:
-            some["compiled"] = partial(flash.flash_attention, q, k, v, mask, True)
-        found[f"the last {length} of {keys} tokens, 9/3 heads of 64"] = some
+        found[f"the last {length} of {keys} tokens, 9/3 heads of 64"] = beside(
+            partial,
+            (q, k, v),
+            partial(F.scaled_dot_product_attention, attn_mask=mask, enable_gqa=True),
+            partial(long_rows.attend_long, mask=mask),
+            partial(flash.flash_attention, mask=mask, is_causal=True),
+        )
     return found
 
 
@@ -85,11 +99,13 @@ def pictures() -> dict[str, Ways]:
         (2, 8, 4096, 77, 40),
     ):
         q, k, v = heads(batch, count, length, width), heads(batch, count, keys, width), heads(batch, count, keys, width)
-        some: Ways = {"torch": partial(F.scaled_dot_product_attention, q, k, v)}
-        some["blocks"] = partial(many_queries.attend_many, q, k, v)
-        if flash.IS_HERE:
-            some["compiled"] = partial(flash.flash_attention, q, k, v, None, False)
-        found[f"{batch} pictures of {length} places looking at {keys}, {count} heads of {width}"] = some
+        found[f"{batch} pictures of {length} places looking at {keys}, {count} heads of {width}"] = beside(
+            partial,
+            (q, k, v),
+            F.scaled_dot_product_attention,
+            many_queries.attend_many,
+            partial(flash.flash_attention, mask=None, is_causal=False),
+        )
     return found
 
 

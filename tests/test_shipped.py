@@ -1,9 +1,11 @@
 """The models that come with the package do what the first page of the README says."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diptych
@@ -62,10 +64,20 @@ def test_brush_paints_over_into_and_from_a_picture(brush: ImageModel) -> None:
     ]
 
 
+@pytest.fixture
+def enough_threads() -> Iterator[None]:
+    """On one thread oneDNN divides sums of few rows otherwise than those of many, where the processor has units for
+    tiles (AMX): a product of 128 x 512 x 256 is rounded otherwise than of 256 rows, and a picture is another one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if torch.cpu._is_amx_tile_supported() else before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("enough_threads")
 @pytest.mark.parametrize("dtype", ["float32", None])
 def test_brush_paints_the_same_alone_and_in_a_batch_of_five(brush: ImageModel, dtype: str | None) -> None:
-    """Within 2 of 255 a channel; in the machine's fast dtype, as users run it, 1 in the mean: on some processors oneDNN
-    rounds a product of other sizes otherwise, and the steps that follow make more of that."""
+    """In float32, and in the machine's fast dtype, as users run it: within 2 of 255 a channel."""
     painter = brush if dtype is None else diptych.load("brush", dtype=dtype)
     prompts = ["a dog in a forest", PROMPT, "a fox", "a pig at night", "a lion in the snow"]
     runner = painter.runner()
@@ -74,8 +86,7 @@ def test_brush_paints_the_same_alone_and_in_a_batch_of_five(brush: ImageModel, d
         runner.advance(jobs)
     among = np.asarray(runner.finish(jobs[1]).image, dtype=np.int16)
     alone = np.asarray(painter.generate(PROMPT, seed=1, steps=8).result().image, dtype=np.int16)
-    apart = np.abs(among - alone)
-    assert apart.mean() <= 1 if dtype is None else apart.max() <= 2
+    assert np.abs(among - alone).max() <= 2
 
 
 def test_the_story_is_made_of_words_and_sentences(quill: TextModel) -> None:

@@ -209,11 +209,8 @@ def attend_part(
     """The sums of the values of some keys times their odds, and those of the odds, added to what was found before."""
     about = ints(plan)
     width, pitch, many = about[at.WIDTH], min(about[at.PADDED], at.SPAN), end - begin
-    power, running, sums = (
-        fraction(plan, at.SCALE) * np.float32(LOG2_E),
-        scratch + about[at.RUNNING],
-        scratch + about[at.SUMS],
-    )
+    running, sums = scratch + about[at.RUNNING], scratch + about[at.SUMS]
+    power = fraction(plan, at.SCALE) * np.float32(LOG2_E)
     scores, odds = scratch + about[at.SCORES], scratch + about[at.ODDS]
     keys, values = scratch + about[at.TURNED_KEYS] + 4 * begin, scratch + about[at.PAIRED_VALUES] + 2 * width * begin
     products(scratch + about[at.MINE], 2 * width, keys, turned_pitch(plan), width // 2, scores, 4 * pitch, many)

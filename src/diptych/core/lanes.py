@@ -14,29 +14,27 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diptych.core import row_plan as at
-from diptych.core.machine_code import multiplies_bfloats, multiplies_tiles
+from diptych.core.machine_code import features, multiplies_bfloats, multiplies_tiles
 
 BLOCK, LANES = at.BLOCK, 16  # numbers of a row that are taken at a time, and those of a vector
 LINE = 64  # bytes of a line of memory
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
-NONE = LONG(0)
+ZERO = LONG(0)
 VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(WORD, LANES)
 ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
 CONTRACT = ("contract",)
 
-_features = llvmlite.binding.get_host_cpu_features()
 PAIRS_BFLOATS = multiplies_bfloats()
 HAS_TILES = multiplies_tiles()
-PAIRS_INTEGERS = bool(_features.get("avx512vnni"))
+PAIRS_INTEGERS = features().get("avx512vnni", False)
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 Typed = tuple[Any, Callable[..., Any]]
@@ -143,7 +141,7 @@ def loop_of(builder: Any, count: Any, sums: int, step: Callable[..., Any], kind:
     return carried(builder, count, [ir.Constant(kind, None)] * sums, step)
 
 
-def carried(builder: Any, end: Any, first: list[Any], step: Callable[..., Any], begin: Any = NONE) -> list[Any]:
+def carried(builder: Any, end: Any, first: list[Any], step: Callable[..., Any], begin: Any = ZERO) -> list[Any]:
     """What becomes of some values by the steps from one place to another: (place, values so far) -> values."""
     start, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)

@@ -4,6 +4,7 @@ oneDNN turns one of the factors of that product, and takes half as long again fo
 laid out piece by piece in the cache (`core.product_kernel`), and sums stay float32, which autocast rounds to bfloat16.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -39,7 +40,6 @@ def _is_learning_here(x: Tensor, weight: Tensor) -> bool:
         and torch.is_autocast_enabled("cpu")
         and type(x) is Tensor  # not a part of a matrix that several processes hold
         and type(weight) is nn.Parameter
-        and x.shape[-1] > 0
         and _suits(x, weight.shape)
         and not torch.compiler.is_compiling()
     )
@@ -47,7 +47,7 @@ def _is_learning_here(x: Tensor, weight: Tensor) -> bool:
 
 def _suits(x: Tensor, *shapes: torch.Size) -> bool:
     """Whether the compiled product takes bfloat16 of such shapes."""
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], *(size for shape in shapes for size in shape))
+    sizes = (math.prod(x.shape[:-1]), x.shape[-1], *(size for shape in shapes for size in shape))
     return IS_HERE and is_ours(x) and all(size > 0 and size % at.STEP == 0 for size in sizes)
 
 

@@ -110,7 +110,7 @@ def is_here() -> bool:
 
 
 @cache
-def _features() -> dict[str, bool]:
+def features() -> dict[str, bool]:
     """What the processor has, as LLVM knows it."""
     import llvmlite.binding as llvm
 
@@ -121,12 +121,12 @@ def _features() -> dict[str, bool]:
 
 def multiplies_bfloats() -> bool:
     """Whether the processor multiplies pairs of bfloat16."""
-    return _features().get("avx512bf16", False)
+    return features().get("avx512bf16", False)
 
 
 def multiplies_tiles() -> bool:
     """Whether it multiplies matrices of bfloat16, too, that lie in registers of their own (AMX)."""
-    return multiplies_bfloats() and all(_features().get(name, False) for name in ("amx-tile", "amx-bf16"))
+    return multiplies_bfloats() and all(features().get(name, False) for name in ("amx-tile", "amx-bf16"))
 
 
 def compiled(library: Library) -> dict[str, Callable[..., int]]:

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diptych.core import flash_plan as at
-from diptych.core.lanes import BYTE, HALF, INT, LANES, LINE, LONG, Typed, carried, llvm
+from diptych.core.lanes import BYTE, HALF, LANES, LINE, LONG, Typed, carried, llvm
 
 ROWS = 16  # of a register
 DOWN = 2 * ROWS
@@ -60,51 +60,35 @@ def end_tiles(context: Any) -> Typed:
     return types.void(), code
 
 
-def product_of_tiles(adds: bool) -> Any:
-    """An intrinsic: DOWN x at.ACROSS sums of float32, of `pairs` products of pairs each.
+def multiply(
+    builder: Any, adds: bool, left: Any, next_row: Any, right: Any, next_right: Any, pairs: Any, out: Any, next_out: Any
+) -> None:
+    """The code of `tiles.set_tile` and `add_to_tile`, for DOWN rows; pairs are a multiple of LANES."""
+    down = [LONG(0), LONG(ROWS)]
+    places = [
+        _at(builder, builder.add(builder.add(out, builder.mul(next_out, row)), LONG(part * LINE)))
+        for row in down
+        for part in range(at.ACROSS // LANES)
+    ]
+    for tile, place in zip(SUMS, places, strict=True):
+        if adds:
+            _call(builder, "tileloadd64", BYTE(tile), place, next_out)
+        else:
+            _call(builder, "tilezero", BYTE(tile))
 
-    Args of it: left, next_row: the left factor, a pair after the other, and bytes from a row of it to the next.
-    right, next_right: the right factor, and bytes from a pair of its rows to the next.
-    pairs: a multiple of LANES, and not 0.
-    out, next_out: the sums; they are added to what is there, if `adds`.
-    """
+    def step(line: Any, _: list[Any]) -> list[Any]:
+        mine = builder.add(left, builder.mul(line, LONG(LINE)))
+        for row, tile in zip(down, LEFT, strict=True):
+            here = builder.add(mine, builder.mul(next_row, row))
+            _call(builder, "tileloadd64", BYTE(tile), _at(builder, here), next_row)
+        rows = builder.add(right, builder.mul(line, builder.mul(next_right, LONG(LANES))))
+        for part, tile in enumerate(RIGHT):
+            there = _at(builder, builder.add(rows, LONG(part * LINE)))
+            _call(builder, "tileloadd64", BYTE(tile), there, next_right)
+        for total, pair in zip(SUMS, itertools.product(LEFT, RIGHT), strict=True):
+            _call(builder, "tdpbf16ps", BYTE(total), *map(BYTE, pair))
+        return []
 
-    @intrinsic
-    def product(
-        context: Any, left: Any, next_row: Any, right: Any, next_right: Any, pairs: Any, out: Any, next_out: Any
-    ) -> Typed:
-        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            left, next_row, right, next_right, pairs, out, next_out = given
-            down = [LONG(0), LONG(ROWS)]
-            places = [
-                _at(builder, builder.add(builder.add(out, builder.mul(next_out, row)), LONG(part * LINE)))
-                for row in down
-                for part in range(at.ACROSS // LANES)
-            ]
-            for tile, place in zip(SUMS, places, strict=True):
-                if adds:
-                    _call(builder, "tileloadd64", BYTE(tile), place, next_out)
-                else:
-                    _call(builder, "tilezero", BYTE(tile))
-
-            def step(line: Any, _: list[Any]) -> list[Any]:
-                mine = builder.add(left, builder.mul(line, LONG(LINE)))
-                for row, tile in zip(down, LEFT, strict=True):
-                    here = builder.add(mine, builder.mul(next_row, row))
-                    _call(builder, "tileloadd64", BYTE(tile), _at(builder, here), next_row)
-                rows = builder.add(right, builder.mul(line, builder.mul(next_right, LONG(LANES))))
-                for part, tile in enumerate(RIGHT):
-                    there = _at(builder, builder.add(rows, LONG(part * LINE)))
-                    _call(builder, "tileloadd64", BYTE(tile), there, next_right)
-                for total, pair in zip(SUMS, itertools.product(LEFT, RIGHT), strict=True):
-                    _call(builder, "tdpbf16ps", BYTE(total), *map(BYTE, pair))
-                return []
-
-            carried(builder, builder.udiv(pairs, LONG(LANES)), [], step)
-            for tile, place in zip(SUMS, places, strict=True):
-                _call(builder, "tilestored64", BYTE(tile), place, next_out)
-            return context.get_dummy_value()
-
-        return types.void(*[INT] * 7), code
-
-    return product
+    carried(builder, builder.udiv(pairs, LONG(LANES)), [], step)
+    for tile, place in zip(SUMS, places, strict=True):
+        _call(builder, "tilestored64", BYTE(tile), place, next_out)

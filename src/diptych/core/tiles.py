@@ -52,38 +52,50 @@ POWERS = (0.0013276472, 0.00967554133, 0.0555071327, 0.240221197, 0.693146967, 1
 HIDDEN = -math.inf  # the score of what may not be looked at
 
 
-def _product_of_lanes(adds: bool) -> Any:
-    """An intrinsic: DOWN x at.ACROSS sums of float32, of `pairs` products of pairs each, as `product_of_tiles`."""
+def _multiply(
+    builder: Any, adds: bool, left: Any, next_row: Any, right: Any, next_right: Any, pairs: Any, out: Any, next_out: Any
+) -> None:
+    """The code of `set_tile` and `add_to_tile` for a processor that multiplies pairs, but no tiles."""
+    rows = [builder.add(left, builder.mul(next_row, LONG(row))) for row in range(DOWN)]
+    places = [
+        builder.add(builder.add(out, builder.mul(next_out, LONG(row))), LONG(part * LINE))
+        for row in range(DOWN)
+        for part in range(at.ACROSS // LANES)
+    ]
+
+    def grow(pair: Any, totals: list[Any]) -> list[Any]:
+        here = builder.add(right, builder.mul(next_right, pair))
+        parts = [
+            read_at(builder, builder.add(here, LONG(part * LINE)), PAIRED_BFLOATS) for part in range(at.ACROSS // LANES)
+        ]
+        step, grown = builder.mul(pair, LONG(4)), list[Any]()
+        for row in rows:
+            both = each_lane(builder, builder.add(row, step), WORDS)
+            for part in parts:
+                grown.append(pairs_plus(builder, totals[len(grown)], both, part))
+        return grown
+
+    first = [read_floats(builder, place) if adds else ZEROS for place in places]
+    for total, place in zip(carried(builder, pairs, first, grow), places, strict=True):
+        store(builder, total, place)
+
+
+def _product(adds: bool) -> Any:
+    """An intrinsic: DOWN x at.ACROSS sums of float32, of `pairs` products of pairs each.
+
+    Args of it: left, next_row: the left factor, a pair after the other, and bytes from a row of it to the next.
+    right, next_right: the right factor, and bytes from a pair of its rows to the next.
+    pairs: a multiple of LANES, and not 0.
+    out, next_out: the sums; they are added to what is there, if `adds`.
+    """
+    multiply = tile_units.multiply if HAS_TILES else _multiply
 
     @intrinsic
     def product(
         context: Any, left: Any, next_row: Any, right: Any, next_right: Any, pairs: Any, out: Any, next_out: Any
     ) -> Typed:
         def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            left, next_row, right, next_right, pairs, out, next_out = given
-            rows = [builder.add(left, builder.mul(next_row, LONG(row))) for row in range(DOWN)]
-            places = [
-                builder.add(builder.add(out, builder.mul(next_out, LONG(row))), LONG(part * LINE))
-                for row in range(DOWN)
-                for part in range(at.ACROSS // LANES)
-            ]
-
-            def grow(pair: Any, totals: list[Any]) -> list[Any]:
-                here = builder.add(right, builder.mul(next_right, pair))
-                parts = [
-                    read_at(builder, builder.add(here, LONG(part * LINE)), PAIRED_BFLOATS)
-                    for part in range(at.ACROSS // LANES)
-                ]
-                step, grown = builder.mul(pair, LONG(4)), list[Any]()
-                for row in rows:
-                    both = each_lane(builder, builder.add(row, step), WORDS)
-                    for part in parts:
-                        grown.append(pairs_plus(builder, totals[len(grown)], both, part))
-                return grown
-
-            first = [read_floats(builder, place) if adds else ZEROS for place in places]
-            for total, place in zip(carried(builder, pairs, first, grow), places, strict=True):
-                store(builder, total, place)
+            multiply(builder, adds, *given)
             return context.get_dummy_value()
 
         return types.void(*[INT] * 7), code
@@ -97,7 +109,6 @@ def _nothing(context: Any) -> Typed:
 
 
 DOWN = tile_units.DOWN if HAS_TILES else 8  # sums of a tile of products are DOWN x at.ACROSS
-_product = tile_units.product_of_tiles if HAS_TILES else _product_of_lanes
 set_tile, add_to_tile = _product(False), _product(True)
 begin_tiles = tile_units.begin_tiles if HAS_TILES else _nothing  # what a thread does before and after its products
 end_tiles = tile_units.end_tiles if HAS_TILES else _nothing
