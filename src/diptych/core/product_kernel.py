@@ -6,7 +6,6 @@ A share is a piece of the result. Of both factors it takes some rows at a time, 
 """
 
 from diptych.core import product_plan as at
-from diptych.core.attention_lanes import bring
 from diptych.core.lanes import LANES, ints
 from diptych.core.row_math import exact
 from diptych.core.shares import next_share, scratch_of
@@ -20,9 +19,6 @@ def lay_out_left(left: int, stride: int, places: int, down: int, scratch: int) -
     for place in range(0, places, at.STEP):
         for one in range(0, at.STEP, 2):
             here = left + (place + one) * stride
-            if place + at.STEP < places:
-                bring(here + at.STEP * stride, down // LANES // 2)
-                bring(here + (at.STEP + 1) * stride, down // LANES // 2)
             interleave(here, here + stride, rows + one // 2 * at.ROWS_PITCH, down)
         for row in range(0, down, LANES):
             there = scratch + at.TURNED + row * at.TURNED_PITCH + 2 * place
@@ -42,9 +38,6 @@ def multiply(plan: int, down: int, many_down: int, across: int, many_across: int
         for place in range(0, places, 2):
             here = right + place * about[at.NEXT_RIGHT] + 2 * across
             there = scratch + at.PAIRED + place // 2 * at.PAIRED_PITCH
-            if place + at.SOON < places:
-                bring(here + at.SOON * about[at.NEXT_RIGHT], many_across // LANES // 2)
-                bring(here + (at.SOON + 1) * about[at.NEXT_RIGHT], many_across // LANES // 2)
             interleave(here, here + about[at.NEXT_RIGHT], there, many_across)
         for row in range(0, many_down, DOWN):
             turned = scratch + at.TURNED + row * at.TURNED_PITCH

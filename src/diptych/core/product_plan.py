@@ -21,7 +21,6 @@ from diptych.core.share_plan import FIRST
 TABLE = FIRST + 10  # columns
 
 STEP = 32  # all three sizes are multiples of it
-SOON = 16  # rows ahead that are asked for
 MOST_PLACES, MOST_DOWN, MOST_ACROSS = 512, 512, 512  # of what a share works with at a time
 # Nanoseconds for each row of the factors: to lay out a number of the left and of the right one, and to multiply two.
 LEFT_COST, RIGHT_COST, COST = 0.165, 0.128, 1 / 766
