@@ -76,7 +76,7 @@ def pair_rows(plan: int, tensor: int, row: int, head: int, first: int, end: int,
     for one in range(0, count, 2):
         here, there = place_of(plan, tensor, row, head, first + one), out + one * 2 * width
         if first + one + 1 < end:
-            interleave(here, here + ints(plan)[tensor + at.NEXT_PLACE], there, width)
+            interleave(here, here + ints(plan)[tensor + at.NEXT_PLACE], there, 2 * LINE, width)
             continue
         words = int32s(there)
         for place in range(width):  # of the last of an odd count, and of none

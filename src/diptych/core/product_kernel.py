@@ -8,8 +8,9 @@ A share is a piece of the result. Of both factors it takes some rows at a time, 
 from diptych.core import product_plan as at
 from diptych.core.lanes import LANES, ints
 from diptych.core.row_math import exact
+from diptych.core.share_plan import LINE
 from diptych.core.shares import next_share, scratch_of
-from diptych.core.tiles import DOWN, add_to_tile, begin_tiles, end_tiles, interleave, set_tile, turn
+from diptych.core.tiles import DOWN, add_to_tile, begin_tiles, copy_lines, end_tiles, interleave, set_tile, turn
 
 
 @exact
@@ -19,7 +20,7 @@ def lay_out_left(left: int, stride: int, places: int, down: int, scratch: int) -
     for place in range(0, places, at.STEP):
         for one in range(0, at.STEP, 2):
             here = left + (place + one) * stride
-            interleave(here, here + stride, rows + one // 2 * at.ROWS_PITCH, down)
+            interleave(here, here + stride, rows + one // 2 * at.ROWS_PITCH, 4 * at.STEP, down)
         for row in range(0, down, LANES):
             there = scratch + at.TURNED + row * at.TURNED_PITCH + 2 * place
             turn(rows + 4 * row, at.ROWS_PITCH, LANES, there, at.TURNED_PITCH)
@@ -38,15 +39,22 @@ def multiply(plan: int, down: int, many_down: int, across: int, many_across: int
         for place in range(0, places, 2):
             here = right + place * about[at.NEXT_RIGHT] + 2 * across
             there = scratch + at.PAIRED + place // 2 * at.PAIRED_PITCH
-            interleave(here, here + about[at.NEXT_RIGHT], there, many_across)
-        for row in range(0, many_down, DOWN):
-            turned = scratch + at.TURNED + row * at.TURNED_PITCH
-            for column in range(0, many_across, at.STEP):
-                paired, sums = scratch + at.PAIRED + 4 * column, out + row * pitch + 4 * column
+            interleave(here, here + about[at.NEXT_RIGHT], there, at.PANEL, many_across)
+        sums = scratch + at.SUMS
+        for column in range(0, many_across, at.STEP):
+            paired = scratch + at.PAIRED + column // at.STEP * at.PANEL
+            for row in range(0, many_down, DOWN):
+                turned = scratch + at.TURNED + row * at.TURNED_PITCH
                 if first == 0:
-                    set_tile(turned, at.TURNED_PITCH, paired, at.PAIRED_PITCH, places // 2, sums, pitch)
+                    set_tile(turned, at.TURNED_PITCH, paired, at.PAIRED_PITCH, places // 2, sums, at.SUMS_PITCH)
                 else:
-                    add_to_tile(turned, at.TURNED_PITCH, paired, at.PAIRED_PITCH, places // 2, sums, pitch)
+                    add_to_tile(turned, at.TURNED_PITCH, paired, at.PAIRED_PITCH, places // 2, sums, at.SUMS_PITCH)
+                sums += DOWN * at.SUMS_PITCH
+    sums = scratch + at.SUMS
+    for column in range(0, many_across, at.STEP):
+        for row in range(many_down):
+            copy_lines(sums, out + row * pitch + 4 * column, at.SUMS_PITCH // LINE)
+            sums += at.SUMS_PITCH
 
 
 @exact

@@ -21,17 +21,21 @@ from diptych.core.share_plan import FIRST
 TABLE = FIRST + 10  # columns
 
 STEP = 32  # all three sizes are multiples of it
-MOST_PLACES, MOST_DOWN, MOST_ACROSS = 512, 512, 512  # of what a share works with at a time
+# Of what a share works with at a time: two panels of so many places stay in the first cache, and all in the second.
+MOST_PLACES, MOST_DOWN, MOST_ACROSS = 256, 576, 384
 # Nanoseconds for each row of the factors: to lay out a number of the left and of the right one, and to multiply two.
-LEFT_COST, RIGHT_COST, COST = 0.165, 0.128, 1 / 766
+LEFT_COST, RIGHT_COST, COST = 0.165, 0.128, 1 / 900
 SPARE = 64  # bytes beside a row of it: rows a power of two apart would be in each other's way in a cache
 TURNED_PITCH = 2 * MOST_PLACES + SPARE  # bytes from a row of the turned left factor to the next
-PAIRED_PITCH = 4 * MOST_ACROSS + SPARE  # and from a pair of rows of the right one
+PAIRED_PITCH = 4 * STEP  # and from a pair of rows of the right one, which lies in panels of STEP numbers across
 ROWS_PITCH = 4 * MOST_DOWN
 TURNED = 0
 PAIRED = TURNED + MOST_DOWN * TURNED_PITCH
-ROWS = PAIRED + MOST_PLACES // 2 * PAIRED_PITCH  # pairs of rows of the left factor, on their way to be turned
-NEEDED = ROWS + STEP // 2 * ROWS_PITCH  # bytes
+PANEL = MOST_PLACES // 2 * PAIRED_PITCH
+ROWS = PAIRED + MOST_ACROSS // STEP * PANEL  # pairs of rows of the left factor, on their way to be turned
+SUMS = ROWS + STEP // 2 * ROWS_PITCH  # tile after tile, column by column
+SUMS_PITCH = 4 * STEP
+NEEDED = SUMS + 4 * MOST_DOWN * MOST_ACROSS  # bytes
 
 
 @cache

@@ -229,11 +229,12 @@ def turn(context: Any, rows: Any, next_row: Any, count: Any, out: Any, next_out:
 
 
 @intrinsic
-def interleave(context: Any, first: Any, second: Any, out: Any, count: Any) -> Typed:
-    """Numbers of two rows in turn, 16 bits each; `count` of a row is a multiple of at.ACROSS."""
+def interleave(context: Any, first: Any, second: Any, out: Any, next_out: Any, count: Any) -> Typed:
+    """Numbers of two rows in turn, 16 bits each: at.ACROSS of a row at `out`, the next `next_out` bytes further on, and
+    so on; `count` is a multiple of at.ACROSS."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        first, second, out, count = given
+        first, second, out, next_out, count = given
         halves = ir.VectorType(HALF, 2 * LANES)
 
         def step(place: Any, _: list[Any]) -> list[Any]:
@@ -241,14 +242,14 @@ def interleave(context: Any, first: Any, second: Any, out: Any, count: Any) -> T
             both = [read_at(builder, builder.add(row, offset), halves) for row in (first, second)]
             for part in range(2):
                 order = _in_turn(part * LANES, 2 * LANES + part * LANES)
-                there = builder.add(builder.add(out, builder.shl(offset, LONG(1))), LONG(part * LINE))
+                there = builder.add(builder.add(out, builder.mul(place, next_out)), LONG(part * LINE))
                 store(builder, builder.shuffle_vector(*both, order), there)
             return []
 
         carried(builder, builder.udiv(count, LONG(at.ACROSS)), [], step)
         return context.get_dummy_value()
 
-    return types.void(*[INT] * 4), code
+    return types.void(*[INT] * 5), code
 
 
 def _in_turn(first: int, second: int) -> Any:
