@@ -56,8 +56,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         narrow = weight.to(x.dtype)
         ctx.save_for_backward(x, narrow)
-        with torch.autocast("cpu", enabled=False):
-            return F.linear(x, narrow, None if bias is None else bias.to(x.dtype))
+        return F.linear(x, narrow, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:

@@ -193,8 +193,8 @@ def footprint(
         kept["gradients"] = sum(_bytes(p.grad) for p in model.parameters() if p.grad is not None)
         ledger.begin("update")
         ledger.measure()
-        gradient_square(model, ALONE)
-        move(model, optimizers, optimizer.learning_rate, 0.5 if optimizer.clip else 1.0)
+        gradient_square(model.parameters(), ALONE)
+        move(model.parameters(), optimizers, optimizer.learning_rate, 0.5 if optimizer.clip else 1.0)
         model.zero_grad(set_to_none=True)
         optimizing, update = tuple(ledger.work), ledger.peak
         del batches, batch

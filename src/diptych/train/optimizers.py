@@ -74,18 +74,27 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def gradient_square(model: nn.Module, ranks: Ranks) -> Tensor:
+def gradient_square(parameters: Iterable[Tensor], ranks: Ranks) -> Tensor:
     """The square of the norm of all gradients, as far as this process holds them: (), float64; summed over processes
     it is that of the whole."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     squares: list[Tensor] = []
-    for alike in _by_mesh(gradients):
-        norms = torch.stack(torch._foreach_norm([local(gradient) for gradient in alike])).double().square()
+    for alike in _by_mesh(_gradients(parameters)):
+        norms = torch.stack(torch._foreach_norm([_rows(local(gradient)) for gradient in alike])).double().square()
         holders = [ranks.holders(gradient) for gradient in alike]
         if any(held != 1 for held in holders):
             norms = norms / torch.tensor(holders, device=norms.device)
         squares.append(norms.sum())
     return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _rows(gradient: Tensor) -> Tensor:
+    """What has the same norm: of a matrix on a CPU the norms of its rows, since all of it is read by one thread."""
+    is_shared = gradient.ndim > 1 and gradient.device.type == "cpu"
+    return torch.linalg.vector_norm(gradient, dim=-1) if is_shared else gradient
 
 
 def clipping(norm: float, most: float) -> float:
@@ -95,12 +104,14 @@ def clipping(norm: float, most: float) -> float:
 
 @torch.no_grad()
 def move(
-    model: nn.Module, optimizers: Iterable[Optimizer], learning_rate: float | Tensor, scale: float | Tensor
+    parameters: Iterable[Tensor],
+    optimizers: Iterable[Optimizer],
+    learning_rate: float | Tensor,
+    scale: float | Tensor,
 ) -> None:
     """One step of all optimizers with the gradients times `scale`."""
     if isinstance(scale, Tensor) or scale < 1:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        for alike in _by_mesh(gradients):
+        for alike in _by_mesh(_gradients(parameters)):
             torch._foreach_mul_(alike, scale)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

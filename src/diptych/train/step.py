@@ -65,13 +65,14 @@ class Stepper:
     records: bool = False
 
     def __post_init__(self) -> None:
-        model = self.task.model
-        self._graphs = Graphs(self.device, is_on=self.records and self.ranks.mesh is None and not experts_of(model))
+        self._parameters = list(self.task.model.parameters())
+        self._experts = experts_of(self.task.model)
+        self._graphs = Graphs(self.device, is_on=self.records and self.ranks.mesh is None and not self._experts)
         self._is_recorded = self._graphs.is_on  # as steps begin: gradients stay in place even if recording fails later
         self._rate, self._scale = (torch.zeros((), device=self.device) for _ in range(2))
         if self._is_recorded:
             allow_recording(self.optimizers)
-            for parameter in model.parameters():
+            for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
     def __call__(
@@ -86,7 +87,6 @@ class Stepper:
             meanwhile: what can be done while the device computes; on the CPU it is not done.
         """
         started = time.perf_counter()
-        model = self.task.model
         counts = [self.task.count(part) for part in parts]
         (total,) = self.ranks.total(sum(counts))
         means: list[Tensor] = []
@@ -97,7 +97,7 @@ class Stepper:
                 # FSDP takes the mean of the processes' gradients, and the sum is wanted.
                 mean, figures = self._part(part, step, index, count / total * self.ranks.readers)
                 means.append(mean.clone())
-        square = self._graphs.call("square", partial(gradient_square, model, self.ranks))
+        square = self._graphs.call("square", partial(gradient_square, self._parameters, self.ranks))
         if self.is_elsewhere:
             meanwhile()
         *told, square_here = _numbers([*means, *figures.values(), square])  # the one wait for the device
@@ -112,7 +112,7 @@ class Stepper:
             self._zero()
             refused = self._name(parts, step)
             self._zero()
-        named |= settle(experts_of(model), self.ranks.total, is_refused=bool(refused))
+        named |= settle(self._experts, self.ranks.total, is_refused=bool(refused))
         return Done(loss, int(total), norm, named, refused, time.perf_counter() - started)
 
     @property
@@ -142,18 +142,21 @@ class Stepper:
         self._graphs.call("update", partial(self._update, self._rate, self._scale))
 
     def _update(self, learning_rate: float | Tensor, scale: float | Tensor) -> None:
-        move(self.task.model, self.optimizers, learning_rate, scale)
+        move(self._parameters, self.optimizers, learning_rate, scale)
         self._zero()
 
     def _zero(self) -> None:
         if self._is_recorded:
-            torch._foreach_zero_([one.grad for one in self.task.model.parameters() if one.grad is not None])
+            torch._foreach_zero_([one.grad for one in self._parameters if one.grad is not None])
         else:
-            self.task.model.zero_grad(set_to_none=True)
+            for one in self._parameters:
+                one.grad = None
 
     def _seed(self, step: int, index: int) -> None:
         """Dropout is a function of the step, of the process and of the part."""
-        torch.manual_seed(self.seed + 1_000_003 * (step + 1) + 7_919 * index + 104_729 * self.ranks.reader)
+        # torch.manual_seed keeps a traceback for each kind of device that was not used yet, every time.
+        sow = torch.manual_seed if self.is_elsewhere else torch.default_generator.manual_seed
+        sow(self.seed + 1_000_003 * (step + 1) + 7_919 * index + 104_729 * self.ranks.reader)
 
     def _loss(self, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
         is_lower = self.compute in (torch.bfloat16, torch.float16)
