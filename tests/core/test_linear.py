@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diptych.core import linear, together
 from diptych.core import product_plan as at
+from diptych.core.attention import Attention
 from diptych.core.kernels import of_another_machine
-from diptych.core.linear import Linear, turned_product
+from diptych.core.linear import Linear, joined, linears, turned_product
 from diptych.train.meter import FlopCounter
 
 pytestmark = pytest.mark.skipif(not together.IS_HERE, reason="this processor multiplies no pairs of bfloat16")
@@ -110,14 +111,74 @@ def test_a_layer_learns_as_torch_has_it(has_bias: bool) -> None:
     assert (ours.weight.grad - exact).norm() < 1e-5 * exact.norm()  # not rounded to bfloat16, as torch's is
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("is_pulled_together", [False, True])
+def test_several_layers_of_one_input_learn_as_torch_has_it(
+    has_bias: bool, side_by_side: bool, is_pulled_together: bool
+) -> None:
+    """Whether what they give lies side by side or not, and its gradient."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList(Linear(64, size, bias=has_bias) for size in (96, 32, 32))
+    x, pull = draws(4, 24, 64, seed=1), draws(4, 24, 160, seed=2)
+    pulls = pull.split([96, 32, 32], -1)
+    found = []
+    for gives in (
+        lambda given: linears(given, layers, side_by_side=side_by_side),
+        lambda given: tuple(F.linear(given, layer.weight, layer.bias) for layer in layers),
+    ):
+        given = x.clone().requires_grad_()
+        layers.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outs = gives(given)
+        torch.autograd.backward(outs, pulls if is_pulled_together else [one.contiguous() for one in pulls])
+        found.append((*outs, given.grad, *(parameter.grad for parameter in layers.parameters())))
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+        assert (one - other).norm() <= 0.005 * other.norm()
+    assert (joined(found[0][:3]) is not None) == side_by_side
+
+
+def test_rows_are_joined_where_they_lie_side_by_side() -> None:
+    rows = draws(6, 5, 96, seed=1)
+    one, other, last = rows.split([32, 48, 16], -1)
+    whole = joined([one, other, last])
+    assert whole is not None
+    assert torch.equal(whole, rows)
+    assert whole.data_ptr() == rows.data_ptr()
+    some = joined([other, last])
+    assert some is not None
+    assert torch.equal(some, rows[..., 32:])
+    for parts in ([other, one], [one, last], [one, other.clone()], [one, other[::2]], [rows.mT, rows.mT]):
+        assert joined(parts) is None
+
+
+def test_attention_without_positions_is_three_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to queries, keys and values, whose gradients come side by side, and so one back and one for the weights."""
+    shapes = []
+
+    def counted(left: Tensor, right: Tensor) -> Tensor:
+        shapes.append((tuple(left.shape), tuple(right.shape)))
+        return turned_product(left, right)
+
+    monkeypatch.setattr(linear, "turned_product", counted)
+    attention, x = Attention(64, 2, num_kv_heads=1, has_output=False), draws(2, 64, 64, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(x, is_causal=True).sum().backward()
+    assert shapes == [((128, 128), (128, 64))]
+
+
 def test_it_is_for_weights_that_learn_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def applied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def applied(x: Tensor, side_by_side: bool, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
         calls.append(weight)
-        return F.linear(x, weight.to(x.dtype))
+        return (F.linear(x, weight.to(x.dtype)),)
 
-    monkeypatch.setattr(linear._Linear, "apply", applied)
+    monkeypatch.setattr(linear._Linears, "apply", applied)
     layer, x = Linear(32, 32, bias=False), draws(32, 32, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diptych.core import blocked, flash, long_rows, many_queries
 from diptych.core.few_queries import attend_few
 from diptych.core.fused import linear_plus
-from diptych.core.linear import Linear
+from diptych.core.linear import Linear, linears
 from diptych.core.norms import RMSNorm
 from diptych.core.positions import apply_rotary
 from diptych.core.precision import at_least_float32
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         Returns:
             (B, T, width).
         """
-        q, k, v = self.heads(x, context)
+        q, k, v = self.heads(x, context, side_by_side=rotary is None and store is None)
         if rotary is not None:
             q = apply_rotary(q, *rotary, self.pairs_neighbours)
             k = apply_rotary(k, *rotary, self.pairs_neighbours) if kept_rotary is None else k
@@ -116,12 +116,22 @@ class Attention(nn.Module):
         mixed: Tensor = self.output(beside) if plus is None else linear_plus(self.output, beside, plus)
         return mixed
 
-    def heads(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x (B, T, width), keys and values of the context or of x, not turned yet: (B, heads, T or S, D)."""
-        source = x if context is None else context
-        q = self.query(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
-        k = self.key(source).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
-        v = self.value(source).unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+    def heads(
+        self, x: Tensor, context: Tensor | None = None, *, side_by_side: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x (B, T, width), keys and values of the context or of x, not turned yet: (B, heads, T or S, D).
+
+        Args:
+            side_by_side: nothing is done to them before they are looked at, so they may lie in one tensor.
+        """
+        if context is None:
+            is_one = side_by_side and self.query_norm is None
+            q, k, v = linears(x, (self.query, self.key, self.value), side_by_side=is_one)
+        else:
+            q, (k, v) = self.query(x), linears(context, (self.key, self.value))
+        q = q.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = k.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        v = v.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         return q, k, v

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diptych.core import sweeps
 from diptych.core.fused import linear_gelu, linear_plus, linear_times
-from diptych.core.linear import Linear
+from diptych.core.linear import Linear, linears
 from diptych.core.spelling import unknown
 
 
@@ -62,8 +62,8 @@ class FeedForward(nn.Module):
         """x: (B, T, width); plus: what the result is added to, of the same shape."""
         if plus is not None:
             return self._added(x, plus)
-        name, up = self.activation, self.up(x)
-        narrowed: Tensor = self.down(activated(name, up) if self.gate is None else activated(name, self.gate(x), up))
+        gate, up = (self.up(x), None) if self.gate is None else linears(x, (self.gate, self.up))
+        narrowed: Tensor = self.down(activated(self.activation, gate, up))
         return narrowed
 
     def _added(self, x: Tensor, plus: Tensor) -> Tensor:

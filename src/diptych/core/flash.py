@@ -21,6 +21,7 @@ from torch import Tensor
 from diptych.core import flash_plan as at
 from diptych.core import together
 from diptych.core.kernels import is_ours
+from diptych.core.linear import joined
 from diptych.core.share_plan import LINE
 from diptych.core.together import bits_of, new_table, run_together
 
@@ -161,7 +162,16 @@ def _like_attended(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _like_gradients(pull: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    to_q, to_k, to_v = (one.new_empty(one.transpose(1, 2).shape).transpose(1, 2) for one in (q, k, v))
+    """They lie side by side where the three do, which a projection to all of them has as one product."""
+    rows = [one.transpose(1, 2) for one in (q, k, v)]  # (B, T or S, heads, D)
+    sizes = [one.shape[2] * one.shape[3] for one in rows]
+    is_one = all(one.stride()[2:] == (one.shape[3], 1) for one in rows)
+    if is_one and joined([one.flatten(2) for one in rows]) is not None:
+        found = q.new_empty(*rows[0].shape[:2], sum(sizes)).split(sizes, -1)
+        shaped = [to_one.unflatten(-1, one.shape[2:]) for to_one, one in zip(found, rows, strict=True)]
+    else:
+        shaped = [one.new_empty(one.shape) for one in rows]
+    to_q, to_k, to_v = (to_one.transpose(1, 2) for to_one in shaped)
     return to_q, to_k, to_v
 
 

@@ -1,10 +1,12 @@
-"""Linear layers, whose gradient of the weights is compiled on a CPU that multiplies tiles of bfloat16 (AMX).
+"""Linear layers, alone or several of one input. On a CPU that multiplies tiles of bfloat16 (AMX) the gradient of their
+weights is compiled, and several have one gradient of what they were given.
 
 oneDNN turns one of the factors of that product, and takes half as long again for it as for the other two. Here both are
 laid out piece by piece in the cache (`core.product_kernel`), and sums stay float32, which autocast rounds to bfloat16.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,9 +30,35 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if _is_learning_here(x, self.weight):
-            product: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            product: Tensor = _Linears.apply(x, False, self.weight, self.bias)[0]  # type: ignore[no-untyped-call]
             return product
         return super().forward(x)
+
+
+def linears(x: Tensor, layers: Sequence[nn.Module], *, side_by_side: bool = False) -> tuple[Tensor, ...]:
+    """What each of some layers makes of x, (..., width): where it is compiled, with one gradient of x.
+
+    Args:
+        side_by_side: results may be parts of the rows of one tensor, which is one product.
+    """
+    if all(type(layer) is Linear and _is_learning_here(x, layer.weight) for layer in layers):
+        given = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        products: tuple[Tensor, ...] = _Linears.apply(x, side_by_side, *given)  # type: ignore[no-untyped-call]
+        return products
+    return tuple(layer(x) for layer in layers)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose rows, along the last axis, are these side by side; None where they do not lie so in memory."""
+    first, place = parts[0], parts[0].storage_offset()
+    storage, strides = first.untyped_storage()._cdata, first.stride()
+    for part in parts:
+        if (part.untyped_storage()._cdata, part.stride(), part.storage_offset()) != (storage, strides, place):
+            return None
+        place += part.shape[-1]
+    if strides[-1] != 1:
+        return None
+    return first.as_strided((*first.shape[:-1], place - first.storage_offset()), strides)
 
 
 def _is_learning_here(x: Tensor, weight: Tensor) -> bool:
@@ -51,20 +79,41 @@ def _suits(x: Tensor, *shapes: torch.Size) -> bool:
     return IS_HERE and is_ours(x) and all(size > 0 and size % at.STEP == 0 for size in sizes)
 
 
-class _Linear(torch.autograd.Function):
+class _Linears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        narrow = weight.to(x.dtype)
+    def forward(ctx: Any, x: Tensor, side_by_side: bool, *given: Tensor | None) -> tuple[Tensor, ...]:
+        weights = [weight for weight in given[::2] if weight is not None]
+        biases = [None if bias is None else bias.to(x.dtype) for bias in given[1::2]]
+        ctx.sizes, ctx.has_bias = [len(weight) for weight in weights], [bias is not None for bias in biases]
+        narrow = x.new_empty(sum(ctx.sizes), x.shape[-1])
+        parts = narrow.split(ctx.sizes)
+        for part, weight in zip(parts, weights, strict=True):
+            part.copy_(weight)
         ctx.save_for_backward(x, narrow)
-        return F.linear(x, narrow, None if bias is None else bias.to(x.dtype))
+        if side_by_side and len(set(ctx.has_bias)) == 1:
+            bias = torch.cat([bias for bias in biases if bias is not None]) if ctx.has_bias[0] else None
+            products: tuple[Tensor, ...] = F.linear(x, narrow, bias).split(ctx.sizes, -1)
+            return products
+        return tuple(F.linear(x, part, bias) for part, bias in zip(parts, biases, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        rows = pull.flatten(0, -2)
-        to_x = pull @ weight if ctx.needs_input_grad[0] else None
-        to_bias = rows.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return to_x, turned_product(rows, x.flatten(0, -2)), to_bias
+    def backward(ctx: Any, *pulls: Tensor) -> tuple[Tensor | None, ...]:
+        x, narrow = ctx.saved_tensors
+        rows, together = x.flatten(0, -2), joined(pulls)
+        pulls = pulls if together is None else (together,)
+        pieces = [[size] for size in ctx.sizes] if together is None else [ctx.sizes]  # each of them is one product
+        to_x: Tensor | None = None
+        to_weights: list[Tensor] = []
+        to_biases: list[Tensor | None] = []
+        for pull, part, sizes in zip(pulls, narrow.split([sum(sizes) for sizes in pieces]), pieces, strict=True):
+            pull = pull.flatten(0, -2)
+            if ctx.needs_input_grad[0]:
+                to_x = pull @ part if to_x is None else to_x.addmm_(pull, part)
+            to_weights += turned_product(pull, rows).split(sizes)
+            to_biases += pull.sum(0, dtype=torch.float32).split(sizes) if any(ctx.has_bias) else [None] * len(sizes)
+        to_biases = [to_bias if has else None for to_bias, has in zip(to_biases, ctx.has_bias, strict=True)]
+        given = [found for both in zip(to_weights, to_biases, strict=True) for found in both]
+        return None if to_x is None else to_x.view_as(x), None, *given
 
 
 def turned_product(left: Tensor, right: Tensor) -> Tensor:
