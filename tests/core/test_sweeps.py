@@ -15,7 +15,7 @@ from diptych.core import sweeps, together
 from diptych.core.feedforward import ACTIVATIONS, FeedForward, activated
 from diptych.core.kernels import of_another_machine
 from diptych.core.likelihood import IGNORED, negative_log_likelihood
-from diptych.core.norms import NORMS
+from diptych.core.norms import NORMS, branch
 
 pytestmark = pytest.mark.skipif(not together.IS_HERE, reason="this processor multiplies no pairs of bfloat16")
 
@@ -158,6 +158,35 @@ def test_a_norm_takes_heads_as_they_lie(name: str) -> None:
     assert torch.equal(module(heads), module(heads.contiguous()))
     assert module(heads).stride() == heads.stride()
     assert module(heads[:0]).shape == heads[:0].shape
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_branch_has_the_gradient_of_both(name: str) -> None:
+    """Of x and of its norm, of either alone, and with rows of the gradients that lie otherwise."""
+    module, x = NORMS[name](64, 1e-5), numbers(3, 40, 64, seed=1)
+    kept, pull = numbers(3, 40, 64, seed=2), numbers(3, 40, 64, seed=3)
+    for one, other in ((kept, pull), (kept.mT.contiguous().mT, pull.mT.contiguous().mT), (None, pull), (kept, None)):
+        given = x.clone().requires_grad_()
+        outs = [(out, by) for out, by in zip(branch(module, given), (one, other), strict=True) if by is not None]
+        assert torch.equal(branch(module, given)[0], x)
+        torch.autograd.backward(*map(list, zip(*outs, strict=True)))
+        wide = x.double().requires_grad_()
+        wanted = torch.zeros_like(wide)
+        if other is not None:
+            normed = F.rms_norm(wide, (64,), eps=1e-5) if name == "rms" else F.layer_norm(wide, (64,))
+            (wanted,) = torch.autograd.grad(normed, wide, other.double())
+        wanted = wanted if one is None else wanted + one
+        assert given.grad is not None
+        assert far(given.grad, wanted) < 2**-8
+
+
+def test_a_branch_goes_by_way_of_what_hangs_on_a_norm() -> None:
+    module, x, seen = NORMS["rms"](64, 1e-6), numbers(2, 64, seed=1).requires_grad_(), list[Tensor]()
+    handle = module.register_forward_hook(lambda module, given, found: seen.append(found))
+    branch(module, x)
+    handle.remove()
+    branch(module, x)
+    assert len(seen) == 1
 
 
 def test_what_is_no_number_is_not_hidden() -> None:

@@ -17,6 +17,7 @@ from diptych.core import machine_code, together
 from diptych.core import product_plan as at
 from diptych.core.kernels import is_ours
 from diptych.core.together import new_table, run_together
+from diptych.core.unchanged import has_hooks
 
 _LIBRARY = torch.library.Library("diptych", "FRAGMENT")
 _LIBRARY.define("turned_product(Tensor left, Tensor right) -> Tensor")
@@ -41,7 +42,7 @@ def linears(x: Tensor, layers: Sequence[nn.Module], *, side_by_side: bool = Fals
     Args:
         side_by_side: results may be parts of the rows of one tensor, which is one product.
     """
-    if all(type(layer) is Linear and _is_learning_here(x, layer.weight) for layer in layers):
+    if all(type(layer) is Linear and _is_learning_here(x, layer.weight) and not has_hooks(layer) for layer in layers):
         given = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
         products: tuple[Tensor, ...] = _Linears.apply(x, side_by_side, *given)  # type: ignore[no-untyped-call]
         return products

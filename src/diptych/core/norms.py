@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diptych.core import sweeps
 from diptych.core.precision import at_least_float32
+from diptych.core.unchanged import has_hooks
 
 
 class RMSNorm(nn.Module):
@@ -34,6 +35,15 @@ class LayerNorm(nn.LayerNorm):
         if sweeps.norms(x):
             return sweeps.norm(x, self.weight, self.bias, self.eps, is_layer=True)
         return super().forward(x)
+
+
+def branch(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x and norm(x), for a residual branch and what it is added to: where the norm is compiled, their gradients become
+    one while they are in the cache."""
+    if isinstance(norm, RMSNorm | LayerNorm) and torch.is_grad_enabled() and sweeps.norms(x) and not has_hooks(norm):
+        shift, is_layer = (norm.bias, True) if isinstance(norm, LayerNorm) else (None, False)
+        return sweeps.norm_of_branch(x, norm.weight, shift, norm.eps, is_layer=is_layer)
+    return x, norm(x)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "layer": LayerNorm}

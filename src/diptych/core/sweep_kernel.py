@@ -74,8 +74,9 @@ def normalise_back(plan: int, row: int, to_gain: int, to_shift: int) -> None:
         about[at.X] + place, about[at.PULL] + place, mean, inverse, about[at.GAIN], to_gain, to_shift, width
     )
     along, level = along / np.float32(width), level / np.float32(width) if about[at.IS_LAYER] else np.float32(0.0)
-    out = about[at.OUT] + place
-    pull_row(about[at.X] + place, about[at.PULL] + place, mean, inverse, about[at.GAIN], along, level, out, width)
+    x, pull, out = about[at.X] + place, about[at.PULL] + place, about[at.OUT] + place
+    beside = about[at.BESIDE] + place if about[at.BESIDE] else 0
+    pull_row(x, pull, mean, inverse, about[at.GAIN], along, level, beside, out, width)
 
 
 @exact

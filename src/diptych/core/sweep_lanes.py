@@ -324,26 +324,33 @@ def pull_row(
     gain: Any,
     along: Any,
     level: Any,
+    beside: Any,
     out: Any,
     count: Any,
 ) -> Typed:
-    """(p - level - u along) inverse of a row, u and p as in `pulls`."""
+    """(p - level - u along) inverse of a row, u and p as in `pulls`, and what is beside it, if its address is not 0."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        x, pull, mean, inverse, gain, along, level, out, count = given
+        x, pull, mean, inverse, gain, along, level, beside, out, count = given
         less, each, share, flat = (spread(builder, one) for one in (mean, inverse, along, level))
 
-        def step(place: Any, _: list[Any]) -> list[Any]:
-            read, found = _at(builder, [x, pull], place), []
-            for one, its, g in zip(*read, floats_at(builder, gain, place), strict=True):
-                unit = builder.fmul(builder.fsub(one, less), each)
-                rest = builder.fsub(builder.fmul(its, g), flat)
-                found.append(builder.fmul(builder.fsub(rest, builder.fmul(unit, share)), each))
-            give(builder, found, out, place)
-            return []
+        def body(beside: Any) -> None:
+            def step(place: Any, _: list[Any]) -> list[Any]:
+                read, found = _at(builder, [x, pull], place), []
+                for one, its, g in zip(*read, floats_at(builder, gain, place), strict=True):
+                    unit = builder.fmul(builder.fsub(one, less), each)
+                    rest = builder.fsub(builder.fmul(its, g), flat)
+                    found.append(builder.fmul(builder.fsub(rest, builder.fmul(unit, share)), each))
+                if beside is not None:
+                    (other,) = _at(builder, [beside], place)
+                    found = [builder.fadd(*both) for both in zip(found, other, strict=True)]
+                give(builder, found, out, place)
+                return []
 
-        carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
+            carried(builder, builder.udiv(count, LONG(at.STEP)), [], step)
+
+        with_and_without(builder, beside, body)
         return context.get_dummy_value()
 
     number = types.float32
-    return types.void(INT, INT, number, number, INT, number, number, INT, INT), code
+    return types.void(INT, INT, number, number, INT, number, number, INT, INT, INT), code

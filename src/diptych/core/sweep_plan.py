@@ -26,8 +26,9 @@ from diptych.core.share_plan import FIRST
     INVERSES,
     TO_GAIN,
     TO_SHIFT,
-) = range(FIRST, FIRST + 19)
-TABLE = FIRST + 19  # columns
+    BESIDE,  # bfloat16: what the gradient of the rows is added to
+) = range(FIRST, FIRST + 20)
+TABLE = FIRST + 20  # columns
 
 BEND_FORWARD, BEND_BACKWARD, SCORE, NORM_FORWARD, NORM_BACKWARD = range(5)  # kinds of work
 BENDS = {"silu": 0, "quick-gelu": 1, "gelu": 2, "gelu-tanh": 3, "relu2": 4}

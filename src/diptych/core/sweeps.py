@@ -22,7 +22,7 @@ _LIBRARY.define("bend(Tensor x, Tensor? times, int kind) -> Tensor")
 _LIBRARY.define("bend_backward(Tensor pull, Tensor x, Tensor? times, int kind) -> (Tensor, Tensor?)")
 _LIBRARY.define("norm(Tensor x, Tensor gain, Tensor? shift, float eps, bool is_layer) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define(
-    "norm_backward(Tensor pull, Tensor x, Tensor gain, Tensor means, Tensor inverses, bool is_layer)"
+    "norm_backward(Tensor pull, Tensor x, Tensor gain, Tensor means, Tensor inverses, bool is_layer, Tensor? beside)"
     " -> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define("score(Tensor logits, Tensor targets, Tensor(a!) gradient) -> Tensor")
@@ -103,30 +103,42 @@ def norm(x: Tensor, gain: Tensor, shift: Tensor | None, eps: float, *, is_layer:
     Args:
         x: (..., C), bfloat16; gain, shift: (C,).
     """
-    gain, shift = gain.float(), None if shift is None else shift.float()
     if not torch.is_grad_enabled():
-        alone: Tensor = torch.ops.diptych.norm.default(x, gain, shift, eps, is_layer)[0]
+        shift = None if shift is None else shift.float()
+        alone: Tensor = torch.ops.diptych.norm.default(x, gain.float(), shift, eps, is_layer)[0]
         return alone
-    normed: Tensor = _Norm.apply(x, gain, shift, eps, is_layer)  # type: ignore[no-untyped-call]
-    return normed
+    return norm_of_branch(x, gain, shift, eps, is_layer=is_layer)[1]
+
+
+def norm_of_branch(
+    x: Tensor, gain: Tensor, shift: Tensor | None, eps: float, *, is_layer: bool
+) -> tuple[Tensor, Tensor]:
+    """x and its norm, as `norm` has it, for what both are used by: the gradient of x is one pass over memory."""
+    shift = None if shift is None else shift.float()
+    both: tuple[Tensor, Tensor] = _Norm.apply(x, gain.float(), shift, eps, is_layer)  # type: ignore[no-untyped-call]
+    return both
 
 
 class _Norm(torch.autograd.Function):
     """Kept are x and two numbers a row."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor | None, eps: float, is_layer: bool) -> Tensor:
-        normed: Tensor
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor | None, eps: float, is_layer: bool
+    ) -> tuple[Tensor, Tensor]:
         normed, means, inverses = torch.ops.diptych.norm(x, gain, shift, eps, is_layer)
         ctx.save_for_backward(x, gain, means, inverses)
         ctx.is_layer = is_layer
-        return normed
+        ctx.set_materialize_grads(False)
+        return x, normed
 
     @staticmethod
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, beside: Tensor | None, pull: Tensor | None) -> tuple[Tensor | None, ...]:
+        if pull is None:
+            return beside, None, None, None, None
         x, gain, means, inverses = ctx.saved_tensors
-        pull = _laid_like(pull, x)
-        to_x, to_gain, to_shift = torch.ops.diptych.norm_backward(pull, x, gain, means, inverses, ctx.is_layer)
+        pull, beside = _laid_like(pull, x), None if beside is None else _laid_like(beside, x)
+        to_x, to_gain, to_shift = torch.ops.diptych.norm_backward(pull, x, gain, means, inverses, ctx.is_layer, beside)
         return to_x, to_gain, to_shift if ctx.needs_input_grad[2] else None, None, None
 
 
@@ -168,13 +180,20 @@ def _norm(x: Tensor, gain: Tensor, shift: Tensor | None, eps: float, is_layer: b
 
 
 def _norm_backward(
-    pull: Tensor, x: Tensor, gain: Tensor, means: Tensor, inverses: Tensor, is_layer: bool
+    pull: Tensor,
+    x: Tensor,
+    gain: Tensor,
+    means: Tensor,
+    inverses: Tensor,
+    is_layer: bool,
+    beside: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width, to_x = x.shape[-1], torch.empty_like(x)
     shares = math.ceil(x.numel() // width / at.rows_of_share(width))
     to_gain, to_shift = torch.zeros(2, shares, width).unbind()
     given: Columns = {at.GAIN: gain, at.MEANS: means, at.INVERSES: inverses, at.IS_LAYER: int(is_layer), at.PULL: pull}
-    _run(at.NORM_BACKWARD, x, width, given | {at.OUT: to_x, at.TO_GAIN: to_gain, at.TO_SHIFT: to_shift})
+    found: Columns = {at.OUT: to_x, at.TO_GAIN: to_gain, at.TO_SHIFT: to_shift, at.BESIDE: beside}
+    _run(at.NORM_BACKWARD, x, width, given | found)
     return to_x, to_gain.sum(0), to_shift.sum(0)
 
 

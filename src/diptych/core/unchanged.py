@@ -5,6 +5,11 @@ from operator import is_
 from torch import nn
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether it does more than its `forward` when it is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class Unchanged:
     """Remembers the tensors of a network."""
 

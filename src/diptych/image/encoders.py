@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diptych.core.attention import Attention
 from diptych.core.feedforward import FeedForward
-from diptych.core.norms import NORMS, RMSNorm
+from diptych.core.norms import NORMS, RMSNorm, branch
 from diptych.core.positions import rotary
 from diptych.core.spelling import unknown
 from diptych.core.tokenizer import Tokenizer
@@ -88,9 +88,10 @@ class EncoderBlock(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """x (B, S, width); the rest as `Attention.forward` has it."""
-        normed = self.attention_norm(x)
+        x, normed = branch(self.attention_norm, x)
         x = x + self.attention(normed, rotary=rotary, mask=mask, bias=bias, is_causal=is_causal)
-        thought: Tensor = self.feedforward(self.feedforward_norm(x))
+        x, normed = branch(self.feedforward_norm, x)
+        thought: Tensor = self.feedforward(normed)
         return x + thought
 
 

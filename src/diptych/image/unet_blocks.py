@@ -9,7 +9,7 @@ from diptych.core.convolution import convolved
 from diptych.core.feedforward import FeedForward, activated
 from diptych.core.fused import linear_plus
 from diptych.core.linear import Linear
-from diptych.core.norms import NORMS
+from diptych.core.norms import NORMS, branch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +98,13 @@ class TransformerBlock(nn.Module):
 
     def forward(self, h: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """mask: bool, broadcast to (B, 1, places, S), or None."""
-        h = self.self_attention(self.self_norm(h), plus=h)
+        h, normed = branch(self.self_norm, h)
+        h = self.self_attention(normed, plus=h)
         if self.has_context:
-            h = self.cross_attention(self.cross_norm(h), context=context, mask=mask, plus=h)
-        thought: Tensor = self.feedforward(self.feedforward_norm(h), plus=h)
+            h, normed = branch(self.cross_norm, h)
+            h = self.cross_attention(normed, context=context, mask=mask, plus=h)
+        h, normed = branch(self.feedforward_norm, h)
+        thought: Tensor = self.feedforward(normed, plus=h)
         return thought
 
 

@@ -22,7 +22,7 @@ from diptych.core.feedforward import ACTIVATIONS, FeedForward
 from diptych.core.few_queries import FEW, additive
 from diptych.core.likelihood import likelihood_of_products, negative_log_likelihood
 from diptych.core.linear import Linear
-from diptych.core.norms import NORMS
+from diptych.core.norms import NORMS, branch
 from diptych.core.positions import RopeScaling, rotary
 from diptych.core.precision import at_least_float32, in_autocast
 from diptych.core.spelling import unknown
@@ -235,12 +235,11 @@ class Block(nn.Module):
         store: Store | None,
         key_turn: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        seen = self.attention(
-            self.attention_norm(x), rotary=turn, mask=mask, is_causal=is_causal, store=store, kept_rotary=key_turn
-        )
-        x = x + self.dropout(seen)  # (B, T, C)
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return x
+        x, normed = branch(self.attention_norm, x)
+        seen = self.attention(normed, rotary=turn, mask=mask, is_causal=is_causal, store=store, kept_rotary=key_turn)
+        x, normed = branch(self.feed_forward_norm, x + self.dropout(seen))  # (B, T, C)
+        following: Tensor = x + self.dropout(self.feed_forward(normed))
+        return following
 
 
 class Decoder(nn.Module):
