@@ -23,15 +23,18 @@ from diptych.core.flash_kernel import (
 )
 from diptych.core.lanes import LANES, floats, ints
 from diptych.core.row_math import exact, fraction
+from diptych.core.share_plan import LINE
 from diptych.core.shares import next_share, scratch_of
 from diptych.core.tiles import (
     DOWN,
     LOG2_E,
     add_to_tile,
     begin_tiles,
+    copy_lines,
     end_tiles,
     narrow,
     raise_again,
+    set_tile,
     to_scores,
     turn,
 )
@@ -48,12 +51,9 @@ def differentiate(plan: int, share: int, scratch: int) -> None:
     turn_rows(plan, at.K, row, kv_head, scratch + about[at.TURNED_KEYS])
     turn_rows(plan, at.V, row, kv_head, scratch + about[at.TURNED_VALUES])
     pair_rows(plan, at.K, row, kv_head, 0, about[at.KEYS], scratch + about[at.PAIRED_KEYS], padded)
-    key_sums, value_sums = scratch + about[at.KEY_SUMS], scratch + about[at.VALUE_SUMS]
-    for place in range(turned_pitch(plan) // 4 * width):
-        floats(key_sums)[place] = 0
-        floats(value_sums)[place] = 0
     shared = about[at.HEADS] // about[at.KV_HEADS]
-    for head in range(kv_head * shared, kv_head * shared + shared):
+    first_head, last_head = kv_head * shared, kv_head * shared + shared - 1
+    for head in range(first_head, last_head + 1):
         for begin in range(0, queries, block):
             count = tiled(min(block, queries - begin), at.ACROSS)
             for tensor, rows, turned in ((at.Q, at.MINE, at.TURNED_MINE), (at.TO_OUT, at.PULL, at.TURNED_PULL)):
@@ -63,9 +63,8 @@ def differentiate(plan: int, share: int, scratch: int) -> None:
             for tile in range(0, count, DOWN):
                 bring_rows(plan, share, begin + tile)
                 differentiate_tile(plan, row, head, begin, tile, scratch)
-            add_to_keys(plan, begin, count, scratch)
-    for tensor, sums in ((at.TO_K, key_sums), (at.TO_V, value_sums)):
-        give_turned(plan, tensor, row, kv_head, sums, scratch + about[at.SUMS])
+            is_first, is_last = head == first_head and begin == 0, head == last_head and begin + block >= queries
+            add_to_keys(plan, row, kv_head, begin, count, is_first, is_last, scratch)
 
 
 @exact
@@ -78,13 +77,13 @@ def turn_pairs(paired: int, count: int, width: int, out: int, pitch: int) -> Non
 
 
 @exact
-def give_turned(plan: int, tensor: int, row: int, kv_head: int, sums: int, rows: int) -> None:
-    """The sums of each key, which lie turned, to where its gradients are, by way of a tile of `rows`."""
-    width, keys, pitch = ints(plan)[at.WIDTH], ints(plan)[at.KEYS], turned_pitch(plan)
-    for first in range(0, keys, LANES):
+def give_turned(plan: int, tensor: int, row: int, kv_head: int, begin: int, sums: int, rows: int) -> None:
+    """The sums of at.ACROSS keys, which lie turned, to where their gradients are, by way of a tile of `rows`."""
+    width, pitch, end = ints(plan)[at.WIDTH], turned_pitch(plan), min(begin + at.ACROSS, ints(plan)[at.KEYS])
+    for first in range(begin, end, LANES):
         for place in range(0, width, LANES):
-            turn(sums + pitch * place + 4 * first, pitch, LANES, rows + 4 * place, 4 * width)
-        for key in range(first, min(first + LANES, keys)):
+            turn(sums + pitch * place + 4 * (first - begin), pitch, LANES, rows + 4 * place, 4 * width)
+        for key in range(first, min(first + LANES, end)):
             there = place_of(plan, tensor, row, kv_head, key)
             narrow(rows + 4 * width * (key - first), np.float32(1.0), there, width)
 
@@ -127,27 +126,34 @@ def differentiate_tile(plan: int, row: int, head: int, begin: int, tile: int, sc
 
 
 @exact
-def add_to_keys(plan: int, begin: int, count: int, scratch: int) -> None:
+def add_to_keys(
+    plan: int, row: int, kv_head: int, begin: int, count: int, is_first: bool, is_last: bool, scratch: int
+) -> None:
     """What the `count` queries of a block give keys and values: to each key its gradients of scores times the queries,
-    to each value its odds times the gradients of what was found."""
+    to each value its odds times the gradients of what was found. The last block's sums are the gradients; of a block
+    that is the only one they need not be kept, and take turns in one place."""
     about = ints(plan)
     width, block, pitch, sums_pitch = about[at.WIDTH], about[at.BLOCK], 4 * about[at.PADDED], turned_pitch(plan)
-    for key in range(0, end_of(plan, begin + count - DOWN), at.ACROSS):
+    end, next_key = end_of(plan, begin + count - DOWN), 0 if is_first and is_last else 4
+    for key in range(0, about[at.PADDED], at.ACROSS):
         first = max(0, key - begin) if about[at.IS_CAUSAL] else 0  # queries before it do not look at it
-        for place in range(0, width, DOWN):
-            for rows, odds, sums in (
-                (at.TURNED_PULL, at.PAIRED_ODDS, at.VALUE_SUMS),
-                (at.TURNED_MINE, at.PAIRED_SCORES, at.KEY_SUMS),
-            ):
-                add_to_tile(
-                    scratch + about[rows] + 2 * (block * place + first),
-                    2 * block,
-                    scratch + about[odds] + first // 2 * pitch + 4 * key,
-                    pitch,
-                    (count - first) // 2,
-                    scratch + about[sums] + sums_pitch * place + 4 * key,
-                    sums_pitch,
-                )
+        for rows, odds, sums, tensor in (
+            (at.TURNED_PULL, at.PAIRED_ODDS, at.VALUE_SUMS, at.TO_V),
+            (at.TURNED_MINE, at.PAIRED_SCORES, at.KEY_SUMS, at.TO_K),
+        ):
+            left, right = scratch + about[rows] + 2 * first, scratch + about[odds] + first // 2 * pitch + 4 * key
+            its, pairs = scratch + about[sums] + next_key * key, (count - first) // 2
+            for place in range(0, width, DOWN):
+                turned, there = left + 2 * block * place, its + sums_pitch * place
+                if key < end and is_first:
+                    set_tile(turned, 2 * block, right, pitch, pairs, there, sums_pitch)
+                elif key < end:
+                    add_to_tile(turned, 2 * block, right, pitch, pairs, there, sums_pitch)
+                elif is_first:
+                    for one in range(DOWN):
+                        copy_lines(0, there + sums_pitch * one, at.ACROSS * 4 // LINE)
+            if is_last:
+                give_turned(plan, tensor, row, kv_head, key, its, scratch + about[at.SUMS])
 
 
 @exact
