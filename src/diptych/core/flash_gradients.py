@@ -28,6 +28,7 @@ from diptych.core.shares import next_share, scratch_of
 from diptych.core.tiles import (
     DOWN,
     LOG2_E,
+    ROWS,
     add_to_tile,
     begin_tiles,
     copy_lines,
@@ -98,28 +99,42 @@ def differentiate_tile(plan: int, row: int, head: int, begin: int, tile: int, sc
     mine, pull = scratch + about[at.MINE] + tile * wide, scratch + about[at.PULL] + tile * wide
     products(mine, wide, scratch + about[at.TURNED_KEYS], pitch, width // 2, odds, 4 * padded, end)
     products(pull, wide, scratch + about[at.TURNED_VALUES], pitch, width // 2, wanted, 4 * padded, end)
-    before, found = np.float32(0.0), scratch + about[at.ODDS] + 2 * padded * tile
+    of_rows, last = scratch + about[at.OF_ROWS], queries - 1
+    levels, means = floats(of_rows + at.TOP), floats(of_rows + at.TOTAL)
     for one in range(DOWN):
-        query, level, mask, row_of = first + one, FAR_ABOVE, 0, 4 * padded * one
-        if query < queries:
-            level, mask = floats(place_of(plan, at.LEVELS, row, head, query))[0], mask_of(plan, row, query)
-        seen = seen_of(plan, query)
-        mean = raise_again(odds + row_of, seen, end, scale * np.float32(LOG2_E), mask, level, wanted + row_of)
-        if one % 2:
-            pair = 2 * padded * (tile + one - 1)
+        is_there = first + one <= last
+        levels[one] = floats(place_of(plan, at.LEVELS, row, head, first + one))[0] if is_there else FAR_ABOVE
+    for one in range(0, DOWN, ROWS):
+        query = min(first + one, last)
+        raise_again(
+            odds + 4 * padded * one,
+            4 * padded,
+            seen_of(plan, query),
+            about[at.IS_CAUSAL],
+            end,
+            mask_of(plan, row, query),
+            about[at.MASK + at.NEXT_PLACE],
+            last - query,
+            scale * np.float32(LOG2_E),
+            of_rows + at.TOP + 4 * one,
+            wanted + 4 * padded * one,
+            of_rows + at.TOTAL + 4 * one,
+        )
+        for its in range(one, one + ROWS, 2):
+            pair = 2 * padded * (tile + its)
             to_scores(
-                odds + row_of - 4 * padded,
-                wanted + row_of - 4 * padded,
+                odds + 4 * padded * its,
+                wanted + 4 * padded * its,
                 padded,
                 end,
                 scale,
-                before,
-                mean,
+                means[its],
+                means[its + 1],
                 scratch + about[at.PAIRED_ODDS] + pair,
                 scratch + about[at.PAIRED_SCORES] + pair,
                 scratch + about[at.ODDS] + pair,
             )
-        before = mean
+    found = scratch + about[at.ODDS] + 2 * padded * tile
     products(found, 2 * padded, scratch + about[at.PAIRED_KEYS], 2 * wide, end // 2, sums, 4 * width, width)
     for one in range(min(DOWN, queries - first)):
         narrow(sums + 4 * width * one, np.float32(1.0), place_of(plan, at.TO_Q, row, head, first + one), width)

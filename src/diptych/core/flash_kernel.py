@@ -18,14 +18,15 @@ from diptych.core.shares import next_share, scratch_of
 from diptych.core.tiles import (
     DOWN,
     LOG2_E,
+    ROWS,
     add_to_tile,
     begin_tiles,
     copy_lines,
     end_tiles,
     interleave,
-    largest_score,
+    largest_scores,
     narrow,
-    raise_row,
+    raise_rows,
     set_tile,
     stretch,
     turn,
@@ -183,10 +184,11 @@ def attend_tile(plan: int, row: int, head: int, first: int, scratch: int) -> Non
     2018, alg. 3)."""
     about = ints(plan)
     width, count = about[at.WIDTH], min(DOWN, about[at.QUERIES] - first)
-    running, sums = scratch + about[at.RUNNING], scratch + about[at.SUMS]
+    of_rows, sums = scratch + about[at.OF_ROWS], scratch + about[at.SUMS]
+    tops, totals = floats(of_rows + at.TOP), floats(of_rows + at.TOTAL)
     copy_rows(plan, at.Q, row, head, first, scratch + about[at.MINE], DOWN)
-    for one in range(count):
-        floats(running)[2 * one], floats(running)[2 * one + 1] = NOTHING, 0
+    for one in range(DOWN):
+        tops[one], totals[one] = NOTHING, 0
     for place in range(DOWN * width):
         floats(sums)[place] = 0
     begin, end = span_of(plan, row, first, count)
@@ -196,8 +198,8 @@ def attend_tile(plan: int, row: int, head: int, first: int, scratch: int) -> Non
         attend_part(plan, row, first, count, begin, following, is_first, scratch)
         begin, is_first = following, False
     for one in range(count):
-        largest, total = floats(running)[2 * one], max(floats(running)[2 * one + 1], SMALLEST)
-        floats(place_of(plan, at.LEVELS, row, head, first + one))[0] = largest + np.float32(math.log2(total))
+        total = max(totals[one], SMALLEST)
+        floats(place_of(plan, at.LEVELS, row, head, first + one))[0] = tops[one] + np.float32(math.log2(total))
         share = np.float32(1.0) / total
         narrow(sums + 4 * width * one, share, place_of(plan, at.OUT, row, head, first + one), width)
 
@@ -209,21 +211,42 @@ def attend_part(
     """The sums of the values of some keys times their odds, and those of the odds, added to what was found before."""
     about = ints(plan)
     width, pitch, many = about[at.WIDTH], min(about[at.PADDED], at.SPAN), end - begin
-    running, sums = scratch + about[at.RUNNING], scratch + about[at.SUMS]
+    of_rows, sums = scratch + about[at.OF_ROWS], scratch + about[at.SUMS]
+    tops, totals, found = floats(of_rows + at.TOP), floats(of_rows + at.TOTAL), floats(of_rows + at.FOUND)
     power = fraction(plan, at.SCALE) * np.float32(LOG2_E)
     scores, odds = scratch + about[at.SCORES], scratch + about[at.ODDS]
     keys, values = scratch + about[at.TURNED_KEYS] + 4 * begin, scratch + about[at.PAIRED_VALUES] + 2 * width * begin
     products(scratch + about[at.MINE], 2 * width, keys, turned_pitch(plan), width // 2, scores, 4 * pitch, many)
-    for one in range(count):
+    for one in range(0, count, ROWS):
         here, mask, seen = scores + 4 * pitch * one, mask_of(plan, row, first + one), seen_of(plan, first + one)
-        so_far = floats(running + 8 * one)
-        largest = max(largest_score(here, seen - begin, many, mask + begin if mask else 0) * power, so_far[0])
-        if not is_first and largest > so_far[0]:
-            faded = np.float32(math.exp2(so_far[0] - largest))
-            so_far[1] *= faded
-            stretch(sums + 4 * width * one, faded, width)
-        so_far[0] = largest
-        so_far[1] += raise_row(here, power, largest, many, odds + 2 * pitch * one)
+        largest_scores(
+            here,
+            4 * pitch,
+            seen - begin,
+            about[at.IS_CAUSAL],
+            many,
+            mask + begin if mask else 0,
+            about[at.MASK + at.NEXT_PLACE],
+            count - 1 - one,
+            of_rows + at.FOUND + 4 * one,
+        )
+        for its in range(one, one + ROWS):
+            largest = max(found[its] * power, tops[its])
+            if not is_first and largest > tops[its]:
+                faded = np.float32(math.exp2(tops[its] - largest))
+                totals[its] *= faded
+                stretch(sums + 4 * width * its, faded, width)
+            tops[its] = largest
+        raise_rows(
+            here,
+            4 * pitch,
+            power,
+            of_rows + at.TOP + 4 * one,
+            many,
+            odds + 2 * pitch * one,
+            2 * pitch,
+            of_rows + at.TOTAL + 4 * one,
+        )
     for place in range(0, width, at.ACROSS):
         left, right, out = odds, values + 4 * place, sums + 4 * place
         add_to_tile(left, 2 * pitch, right, 4 * width, many // 2, out, 4 * width)

@@ -38,7 +38,7 @@ from diptych.core.share_plan import FIRST
     PAIRED_ODDS,  # of a block
     PAIRED_SCORES,  # their gradients
     SUMS,  # of a tile
-    RUNNING,  # the largest score of each of its rows so far, and the sum of its odds
+    OF_ROWS,  # numbers of each of its rows, in three columns
     KEY_SUMS,  # turned
     VALUE_SUMS,
 ) = range(FIRST, FIRST + 31)
@@ -48,6 +48,9 @@ Q, K, V, MASK, LEVELS, OUT, TO_OUT, TO_Q, TO_K, TO_V = (FIRST + 31 + len(TENSOR)
 TABLE = TO_V + len(TENSOR)  # columns
 
 MOST_DOWN, ACROSS = 32, 32  # sums of a tile of products
+# The columns of OF_ROWS: the largest score so far, or in the backward pass the level; the sum of the odds so far, or of
+# the odds times what is wanted of them; the largest score of a part.
+TOP, TOTAL, FOUND = (4 * MOST_DOWN * column for column in range(3))
 SPAN = 1024  # keys whose scores are there at once
 KNOWN = 2**19  # bytes of what is known of a block of queries and their keys
 SPARE = 16  # words beside a row of a turned matrix: rows a power of two apart would be in each other's way in a cache
@@ -66,10 +69,10 @@ def areas(queries: int, keys: int, width: int, is_backward: bool) -> dict[int, i
     """The bytes of what a share works with."""
     many, keys = block(queries, keys), padded(keys)
     turned, paired = width // 2 * (keys + SPARE) * 4, keys * width * 2
-    found = {TURNED_KEYS: turned, SUMS: MOST_DOWN * width * 4}
+    found = {TURNED_KEYS: turned, SUMS: MOST_DOWN * width * 4, OF_ROWS: 3 * 4 * MOST_DOWN}
     if not is_backward:
         some = MOST_DOWN * min(keys, SPAN)
-        found |= {PAIRED_VALUES: paired, MINE: MOST_DOWN * width * 2, RUNNING: MOST_DOWN * 8}
+        found |= {PAIRED_VALUES: paired, MINE: MOST_DOWN * width * 2}
         return found | {SCORES: some * 4, ODDS: some * 2}
     found |= {PAIRED_KEYS: paired, TURNED_VALUES: turned}
     found |= dict.fromkeys((SCORES, WANTED), MOST_DOWN * keys * 4)

@@ -12,7 +12,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from diptych.core import flash_plan as at
@@ -109,6 +108,7 @@ def _nothing(context: Any) -> Typed:
 
 
 DOWN = tile_units.DOWN if HAS_TILES else 8  # sums of a tile of products are DOWN x at.ACROSS
+ROWS = 4  # of scores, that are worked on side by side
 set_tile, add_to_tile = _product(False), _product(True)
 begin_tiles = tile_units.begin_tiles if HAS_TILES else _nothing  # what a thread does before and after its products
 end_tiles = tile_units.end_tiles if HAS_TILES else _nothing
@@ -284,93 +284,180 @@ def with_and_without(builder: Any, address: Any, body: Callable[[Any], None]) ->
             body(address)
 
 
-@intrinsic
-def largest_score(context: Any, scores: Any, count: Any, end: Any, mask: Any) -> Typed:
-    """The largest of a row of scores. What may not be looked at gets HIDDEN.
+def _each_row(
+    builder: Any,
+    rows: list[Any],
+    count: Any,
+    more: Any,
+    end: Any,
+    masks: list[Any] | None,
+    first: Any,
+    grow: Callable[[int, Any, Any, Any, Any], Any],
+) -> list[Any]:
+    """Something of each of some rows of scores, side by side: none waits for the sum of another.
 
     Args:
-        count, end: scores that may be looked at, and those to write, a multiple of at.ACROSS.
-        mask: a byte for each score, 0 where it may not; an address of 0 is none.
+        rows: their addresses.
+        count, more: the scores of the first row that may be looked at, and how many more there are in each next one.
+        masks: of each row, see `largest_scores`; None is none.
+        first, grow: what it is before the first score, and after LANES of them: of a row, the bytes to them, their
+            address, which of them may be looked at (None: all), and what it was.
+    """
+
+    def stepped(hides: bool) -> Callable[[Any, list[Any]], list[Any]]:
+        def step(vector: Any, so_far: list[Any]) -> list[Any]:
+            offset, found, seen = builder.mul(vector, LONG(LINE)), [], None
+            for row, address in enumerate(rows):
+                if hides:
+                    its = builder.add(count, builder.mul(more, LONG(row)))
+                    seen = _seen(builder, builder.mul(vector, LONG(LANES)), its, None if masks is None else masks[row])
+                found.append(grow(row, offset, builder.add(address, offset), seen, so_far[row]))
+            return found
+
+        return step
+
+    begin, totals = LONG(0), [first] * len(rows)
+    if masks is None:  # only the last vectors have something to hide
+        begin = builder.sdiv(_within(builder, count, end), LONG(LANES))
+        totals = carried(builder, begin, totals, stepped(False))
+    return carried(builder, builder.udiv(end, LONG(LANES)), totals, stepped(True), begin)
+
+
+def _rows_of(builder: Any, first: Any, pitch: Any) -> list[Any]:
+    return [builder.add(first, builder.mul(pitch, LONG(row))) for row in range(ROWS)]
+
+
+def _masks_of(builder: Any, first: Any, pitch: Any, last: Any) -> list[Any] | None:
+    """Those of rows after the last one, which are not there, are its own."""
+    if first is None:
+        return None
+    rows = [builder.select(builder.icmp_signed("<", LONG(row), last), LONG(row), last) for row in range(ROWS)]
+    return [builder.add(first, builder.mul(pitch, row)) for row in rows]
+
+
+def _give_numbers(builder: Any, numbers: list[Any], out: Any) -> None:
+    """Floats, one after the other."""
+    for place, number in enumerate(numbers):
+        store(builder, number, builder.add(out, LONG(4 * place)))
+
+
+@intrinsic
+def largest_scores(
+    context: Any,
+    scores: Any,
+    pitch: Any,
+    count: Any,
+    more: Any,
+    end: Any,
+    mask: Any,
+    next_mask: Any,
+    last: Any,
+    found: Any,
+) -> Typed:
+    """The largest of each of ROWS rows of scores, to `found`. What may not be looked at gets HIDDEN.
+
+    Args:
+        pitch: bytes from a row to the next.
+        count, more: scores of the first row that may be looked at, and how many more there are in each next one.
+        end: scores to write, a multiple of at.ACROSS.
+        mask, next_mask, last: a byte for each score, 0 where it may not be looked at, with the bytes from a row of them
+            to the next, of which the last is so many rows away; an address of 0 is none.
     """
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        scores, count, end, mask = given
-        found = cgutils.alloca_once(builder, FLOAT)
+        scores, pitch, count, more, end, mask, next_mask, last, found = given
+
+        def grow(row: int, offset: Any, here: Any, seen: Any, largest: Any) -> Any:
+            score = read_floats(builder, here)
+            if seen is not None:
+                score = builder.select(seen, score, constant(HIDDEN))
+                store(builder, score, here)
+            return higher(builder, score, largest)
 
         def body(mask: Any) -> None:
-            def whole(vector: Any, largest: list[Any]) -> list[Any]:
-                score = read_floats(builder, builder.add(scores, builder.mul(vector, LONG(LINE))))
-                return [higher(builder, score, largest[0])]
-
-            def some(vector: Any, largest: list[Any]) -> list[Any]:
-                here = builder.add(scores, builder.mul(vector, LONG(LINE)))
-                seen = _seen(builder, builder.mul(vector, LONG(LANES)), count, mask)
-                score = builder.select(seen, read_floats(builder, here), constant(HIDDEN))
-                store(builder, score, here)
-                return [higher(builder, score, largest[0])]
-
-            begin, most = LONG(0), [constant(HIDDEN)]
-            if mask is None:  # only the last vectors have something to hide
-                begin = builder.sdiv(_within(builder, count, end), LONG(LANES))
-                most = carried(builder, begin, most, whole)
-            (most,) = carried(builder, builder.udiv(end, LONG(LANES)), most, some, begin)
-            builder.store(lanes_largest(builder, most), found)
+            rows, masks = _rows_of(builder, scores, pitch), _masks_of(builder, mask, next_mask, last)
+            most = _each_row(builder, rows, count, more, end, masks, constant(HIDDEN), grow)
+            _give_numbers(builder, [lanes_largest(builder, one) for one in most], found)
 
         with_and_without(builder, mask, body)
-        return builder.load(found)
+        return context.get_dummy_value()
 
-    return types.float32(INT, INT, INT, INT), code
+    return types.void(*[INT] * 9), code
 
 
 @intrinsic
-def raise_row(context: Any, scores: Any, scale: Any, largest: Any, end: Any, odds: Any) -> Typed:
-    """2^(score scale - largest) of a row as bfloat16; their sum before they are rounded."""
+def raise_rows(
+    context: Any, scores: Any, pitch: Any, scale: Any, largest: Any, end: Any, odds: Any, next_odds: Any, totals: Any
+) -> Typed:
+    """2^(score scale - largest) of ROWS rows as bfloat16; their sums before they are rounded are added to `totals`.
+    At `largest` there is a number for each row, too."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        scores, scale, largest, end, odds = given
-        each, less = spread(builder, scale), spread(builder, builder.fneg(largest))
+        scores, pitch, scale, largest, end, odds, next_odds, totals = given
+        each, fours = spread(builder, scale), [LONG(4 * row) for row in range(ROWS)]
+        less = [builder.fneg(each_lane(builder, builder.add(largest, four), VECTOR)) for four in fours]
+        rows, outs = _rows_of(builder, scores, pitch), _rows_of(builder, odds, next_odds)
 
-        def step(place: Any, totals: list[Any]) -> list[Any]:
-            powers = [times_plus(builder, one, each, less) for one in floats_at(builder, scores, place)]
-            both = [power_of_two(builder, one) for one in powers]
-            give(builder, both, odds, place)
-            return [builder.fadd(total, one) for total, one in zip(totals, both, strict=True)]
+        def step(place: Any, sums: list[Any]) -> list[Any]:
+            grown = list[Any]()
+            for row, out, its in zip(rows, outs, less, strict=True):
+                powers = [times_plus(builder, one, each, its) for one in floats_at(builder, row, place)]
+                both = [power_of_two(builder, one) for one in powers]
+                give(builder, both, out, place)
+                grown += [builder.fadd(sums[len(grown) + half], one) for half, one in enumerate(both)]
+            return grown
 
-        both = carried(builder, builder.udiv(end, LONG(at.ACROSS)), [ZEROS, ZEROS], step)
-        return lanes_sum(builder, builder.fadd(*both))
+        sums = carried(builder, builder.udiv(end, LONG(at.ACROSS)), [ZEROS] * (2 * ROWS), step)
+        found = [lanes_sum(builder, builder.fadd(*sums[2 * row : 2 * row + 2])) for row in range(ROWS)]
+        before = [read_at(builder, builder.add(totals, four), FLOAT) for four in fours]
+        _give_numbers(builder, [builder.fadd(*both) for both in zip(before, found, strict=True)], totals)
+        return context.get_dummy_value()
 
-    return types.float32(INT, types.float32, types.float32, INT, INT), code
+    return types.void(INT, INT, types.float32, *[INT] * 5), code
 
 
 @intrinsic
 def raise_again(
-    context: Any, scores: Any, count: Any, end: Any, scale: Any, mask: Any, level: Any, wanted: Any
+    context: Any,
+    scores: Any,
+    pitch: Any,
+    count: Any,
+    more: Any,
+    end: Any,
+    mask: Any,
+    next_mask: Any,
+    last: Any,
+    scale: Any,
+    levels: Any,
+    wanted: Any,
+    found: Any,
 ) -> Typed:
-    """The odds 2^(score scale - level) of a row in place of its scores, 0 where it may not look; the sum of the odds
-    times `wanted`. Other arguments as in `largest_score`."""
+    """The odds 2^(score scale - level) of ROWS rows in place of their scores, 0 where they may not look; to `found`
+    the sums of the odds times `wanted`, which lies as the scores. Other arguments as in `largest_scores`."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        scores, count, end, scale, mask, level, wanted = given
-        each, less = spread(builder, scale), spread(builder, builder.fneg(level))
-        found = cgutils.alloca_once(builder, FLOAT)
+        scores, pitch, count, more, end, mask, next_mask, last, scale, levels, wanted, found = given
+        each, fours = spread(builder, scale), [LONG(4 * row) for row in range(ROWS)]
+        less = [builder.fneg(each_lane(builder, builder.add(levels, four), VECTOR)) for four in fours]
+        pulls = _rows_of(builder, wanted, pitch)
+
+        def grow(row: int, offset: Any, here: Any, seen: Any, total: Any) -> Any:
+            score = times_plus(builder, read_floats(builder, here), each, less[row])
+            if seen is not None:
+                score = builder.select(seen, score, constant(HIDDEN))
+            odds = power_of_two(builder, score)
+            store(builder, odds, here)
+            return times_plus(builder, odds, read_floats(builder, builder.add(pulls[row], offset)), total)
 
         def body(mask: Any) -> None:
-            def step(vector: Any, totals: list[Any]) -> list[Any]:
-                place, offset = builder.mul(vector, LONG(LANES)), builder.mul(vector, LONG(LINE))
-                here = builder.add(scores, offset)
-                score = times_plus(builder, read_floats(builder, here), each, less)
-                score = builder.select(_seen(builder, place, count, mask), score, constant(HIDDEN))
-                odds = power_of_two(builder, score)
-                store(builder, odds, here)
-                return [builder.fadd(totals[0], builder.fmul(odds, read_floats(builder, builder.add(wanted, offset))))]
-
-            (total,) = carried(builder, builder.udiv(end, LONG(LANES)), [ZEROS], step)
-            builder.store(lanes_sum(builder, total), found)
+            rows, masks = _rows_of(builder, scores, pitch), _masks_of(builder, mask, next_mask, last)
+            sums = _each_row(builder, rows, count, more, end, masks, ZEROS, grow)
+            _give_numbers(builder, [lanes_sum(builder, one) for one in sums], found)
 
         with_and_without(builder, mask, body)
-        return builder.load(found)
+        return context.get_dummy_value()
 
-    return types.float32(INT, INT, INT, types.float32, INT, types.float32, INT), code
+    return types.void(*[INT] * 8, types.float32, *[INT] * 3), code
 
 
 @intrinsic
