@@ -87,7 +87,7 @@ class _Linears(torch.autograd.Function):
         biases = [None if bias is None else bias.to(x.dtype) for bias in given[1::2]]
         ctx.sizes, ctx.has_bias = [len(weight) for weight in weights], [bias is not None for bias in biases]
         narrow = x.new_empty(sum(ctx.sizes), x.shape[-1])
-        parts = narrow.split(ctx.sizes)
+        parts = _divided(narrow, ctx.sizes)
         for part, weight in zip(parts, weights, strict=True):
             part.copy_(weight)
         ctx.save_for_backward(x, narrow)
@@ -106,15 +106,20 @@ class _Linears(torch.autograd.Function):
         to_x: Tensor | None = None
         to_weights: list[Tensor] = []
         to_biases: list[Tensor | None] = []
-        for pull, part, sizes in zip(pulls, narrow.split([sum(sizes) for sizes in pieces]), pieces, strict=True):
+        for pull, part, sizes in zip(pulls, _divided(narrow, list(map(sum, pieces))), pieces, strict=True):
             pull = pull.flatten(0, -2)
             if ctx.needs_input_grad[0]:
                 to_x = pull @ part if to_x is None else to_x.addmm_(pull, part)
-            to_weights += turned_product(pull, rows).split(sizes)
-            to_biases += pull.sum(0, dtype=torch.float32).split(sizes) if any(ctx.has_bias) else [None] * len(sizes)
+            to_weights += _divided(turned_product(pull, rows), sizes)
+            has_bias = any(ctx.has_bias)
+            to_biases += _divided(pull.sum(0, dtype=torch.float32), sizes) if has_bias else [None] * len(sizes)
         to_biases = [to_bias if has else None for to_bias, has in zip(to_biases, ctx.has_bias, strict=True)]
         given = [found for both in zip(to_weights, to_biases, strict=True) for found in both]
         return None if to_x is None else to_x.view_as(x), None, *given
+
+
+def _divided(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    return x.split(sizes) if len(sizes) > 1 else (x,)  # a split takes as long as a small product
 
 
 def turned_product(left: Tensor, right: Tensor) -> Tensor:
