@@ -95,6 +95,24 @@ def test_the_gpu_is_measured_for_a_plan(recipe: Callable[..., Recipe], objective
     assert planned.step_seconds > 0
 
 
+@pytest.mark.parametrize("is_recorded", ["true", "false"])
+def test_the_memory_of_a_plan_is_that_of_a_run(recipe: Callable[..., Recipe], tmp_path: Path, is_recorded: str) -> None:
+    """Within 10 %, of all that the run's process has on the GPU."""
+    wide = ["run.steps=6", "run.batch=64", f"run.graphs={is_recorded}", "model.depth=6", "model.context=256"]
+    wide += [f"model.overrides.{size}" for size in ("width=512", "num_heads=8", "hidden=1536")]
+    read = recipe("next-token", *wide)
+    planned = plan_here(read)
+    code = (
+        "import sys, torch; from diptych.cli import main; status = main(sys.argv[1:]); "
+        "free, total = torch.cuda.mem_get_info(); print(total - free); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "train", str(read.path), *wide, "--out", str(tmp_path / "run")]
+    free, total = torch.cuda.mem_get_info()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert planned.total == pytest.approx(int(done.stdout.split()[-1]) - (total - free), rel=0.1)
+
+
 def test_more_processes_than_gpus_are_refused_in_a_line(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     count = torch.cuda.device_count() + 1
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.train.footprint import footprint
+from diptych.train.footprint import Footprint, footprint
+from diptych.train.machines import CONTEXT, MIB, SLACK, WORKSPACES
 from diptych.train.meter import FlopCounter
 from diptych.train.outline import outline_of
-from diptych.train.plan import Plan, check_room, plan, plan_here
+from diptych.train.plan import Plan, _held_here, check_room, plan, plan_here
 from diptych.train.probe import Probe
 from diptych.train.recipe import Recipe, read_recipe
 from diptych.train.tasks import TASKS, build
@@ -93,6 +94,25 @@ def test_the_memory_of_a_plan_is_that_of_a_run(tale: Path, monkeypatch: pytest.M
     assert planned.is_measured
     assert sum(planned.memory[kind] for kind in ("activations", "gradients", "allocator")) > 100 * 2**20
     assert planned.total == pytest.approx(peak_of_a_run(tale.parent), rel=0.1)
+
+
+def test_on_a_gpu_a_plan_holds_what_the_allocator_took(tale: Path) -> None:
+    """With what it took beside the tensors of the rows that were tried; without steps, what is known of devices."""
+    recipe = read_recipe(tale)
+    whole, few = (footprint(outline_of(recipe), rows, recipe.optimizer, torch.bfloat16) for rows in (24, 6))
+    known, tried = (sum(one.peak.values()) for one in (whole, few))
+    found = Probe(24, 1.0, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0, 1.0, 800 * MIB, known + 100 * MIB, 0, known + 120 * MIB)
+
+    def held(tried: Footprint, found: Probe | None) -> tuple[int, int]:
+        kinds = _held_here(whole, tried, found, torch.device("cuda"))
+        assert sum(kinds.values()) == known + kinds["allocator"] + kinds["process"]
+        return kinds["allocator"], kinds["process"]
+
+    assert held(whole, None) == (round(SLACK * whole.passing), CONTEXT + WORKSPACES)
+    assert held(whole, found) == (120 * MIB, 800 * MIB)
+    assert held(whole, replace(found, looked=0)) == (100 * MIB, 800 * MIB)
+    grown = round(SLACK * (whole.passing - few.passing))
+    assert held(few, replace(found, rows=6, stepped=tried + 50 * MIB, looked=0)) == (50 * MIB + grown, 800 * MIB)
 
 
 def test_a_validation_is_planned_by_the_documents_once_they_were_read(tale: Path) -> None:

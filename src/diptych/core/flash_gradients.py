@@ -23,20 +23,18 @@ from diptych.core.flash_kernel import (
 )
 from diptych.core.lanes import LANES, floats, ints
 from diptych.core.row_math import exact, fraction
+from diptych.core.score_lanes import ROWS, raise_again, to_scores
 from diptych.core.share_plan import LINE
 from diptych.core.shares import next_share, scratch_of
 from diptych.core.tiles import (
     DOWN,
     LOG2_E,
-    ROWS,
     add_to_tile,
     begin_tiles,
     copy_lines,
     end_tiles,
     narrow,
-    raise_again,
     set_tile,
-    to_scores,
     turn,
 )
 

@@ -13,20 +13,18 @@ from diptych.core import flash_plan as at
 from diptych.core.attention_lanes import bring
 from diptych.core.lanes import LANES, floats, int32s, ints
 from diptych.core.row_math import exact, fraction
+from diptych.core.score_lanes import ROWS, largest_scores, raise_rows
 from diptych.core.share_plan import LINE
 from diptych.core.shares import next_share, scratch_of
 from diptych.core.tiles import (
     DOWN,
     LOG2_E,
-    ROWS,
     add_to_tile,
     begin_tiles,
     copy_lines,
     end_tiles,
     interleave,
-    largest_scores,
     narrow,
-    raise_rows,
     set_tile,
     stretch,
     turn,

@@ -109,7 +109,7 @@ class _Linears(torch.autograd.Function):
         for pull, part, sizes in zip(pulls, _divided(narrow, list(map(sum, pieces))), pieces, strict=True):
             pull = pull.flatten(0, -2)
             if ctx.needs_input_grad[0]:
-                to_x = pull @ part if to_x is None else to_x.addmm_(pull, part)
+                to_x = pull @ part if to_x is None else torch.addmm(to_x, pull, part, out=to_x)
             to_weights += _divided(turned_product(pull, rows), sizes)
             has_bias = any(ctx.has_bias)
             to_biases += _divided(pull.sum(0, dtype=torch.float32), sizes) if has_bias else [None] * len(sizes)

@@ -87,6 +87,7 @@ MANY = Library(
         "shares",
         "tile_units",
         "tiles",
+        "score_lanes",
         "flash_plan",
         "flash_kernel",
         "flash_gradients",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from diptych.train.footprint import Footprint, Work
-from diptych.train.machines import CONTEXT, LAUNCH, SLACK, Machine
+from diptych.train.machines import CONTEXT, LAUNCH, SLACK, WORKSPACES, Machine
 
 # Share of a block's activations that tensor parallelism does not divide: 10 of 34 (Korthikanti et al. 2022, eq. 2).
 UNDIVIDED = 10 / 34
@@ -136,7 +136,8 @@ def memory(layout: Layout, sketch: Sketch, batch: int) -> dict[str, int]:
     activations = sketch.stepping(rows) * share
     gradients = kept["gradients"] / divided
     step = {"activations": activations, "gathered": gathered}
-    if layout.accumulate > 1 or layout.shard > 1:  # else they come as activations go
+    is_recorded = layout.devices == 1  # then they stay where they are from step to step
+    if layout.accumulate > 1 or layout.shard > 1 or is_recorded:  # else they come as activations go
         step["gradients"] = gradients
     update = {"gradients": gradients, "update": float(sketch.updating)}
     passing = max(step, update, key=lambda kinds: sum(kinds.values()))
@@ -145,7 +146,7 @@ def memory(layout: Layout, sketch: Sketch, batch: int) -> dict[str, int]:
         **{kind: round(count) for kind, count in passing.items()},
         "beside": sketch.beside,
         "allocator": round(SLACK * sum(passing.values())),
-        "process": CONTEXT,
+        "process": CONTEXT + WORKSPACES,
     }
 
 

@@ -20,7 +20,9 @@ LAUNCH = (
 )
 NETWORK = 50 * GIGA  # bytes a second between machines: 400 Gb/s a device, as in the reference designs of their makers
 IN_A_MACHINE = 8  # devices
-CONTEXT = 600 * MIB  # of the driver, the kernels and the libraries' workspaces, on each device
+CONTEXT = 840 * MIB  # of the driver and the kernels, on each device (torch 2.11 with CUDA 13 on an H200)
+EMPTY_CONTEXT = 527 * MIB  # of it, before anything is computed
+WORKSPACES = 3 * 32 * MIB  # of cuBLAS: for what goes forward, for what goes back, and for what is recorded
 SLACK = 0.08  # of what passes: blocks that torch's caching allocator keeps in pieces that do not fit
 USABLE = 0.95  # of the memory, for other programs and for batches that are a little larger
 

@@ -19,7 +19,7 @@ from diptych.core.kernels import of_another_machine
 from diptych.core.precision import choose
 from diptych.train.footprint import Footprint, footprint
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
-from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, Machine, read_machines
+from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, WORKSPACES, Machine, read_machines
 from diptych.train.outline import Outline, has_outline, outline_of
 from diptych.train.probe import Probe, Request, probe
 from diptych.train.ranks import blocks_of
@@ -412,7 +412,7 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
     beside them was measured with the rows that were tried, and the share that is lost between the pieces grows with
     what passes."""
     if device.type != "cpu":
-        return whole.peak | {"allocator": round(SLACK * whole.passing), "process": CONTEXT}
+        return _held_by_gpu(whole, tried, found)
     process, libraries, lost = PROCESS, LIBRARIES, round(FRAGMENTS * whole.stepping)
     looking = sum(whole.validation.values()) - whole.staying
     looking += round(FRAGMENTS * looking)
@@ -433,6 +433,16 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
     )
     worst = max(moments, key=lambda kinds: sum(kinds.values()))
     return worst | {"libraries": libraries, "process": process}
+
+
+def _held_by_gpu(whole: Footprint, tried: Footprint, found: Probe | None) -> dict[str, int]:
+    """The same on a GPU, whose allocator says what it took for the rows that were tried: with what the tensors of a
+    step do not show, such as the workspaces of cuBLAS and gradients that stay for recorded steps."""
+    known, lost, process = sum(whole.peak.values()), round(SLACK * whole.passing), CONTEXT + WORKSPACES
+    if found and found.stepped:
+        lost = max(0, found.stepped - sum(tried.peak.values())) + round(SLACK * (whole.passing - tried.passing))
+        lost, process = max(lost, found.looked - known), found.process
+    return whole.peak | {"allocator": lost, "process": process}
 
 
 def _most_rows(rows: int, whole: Footprint, room: int) -> int:

@@ -53,8 +53,9 @@ class Probe:
     reading: seconds of a thread for `rows` rows, 0.0 where reading takes next to nothing.
     waited: share of the steps' time for which threads waited for a core that others had.
     starting: seconds from the start of the process to the first step, with what those that read ahead need to start.
-    process: bytes before there was a model.
-    stepped, looked: bytes, the most that there were when the steps were made, and when the chores were done.
+    process: bytes before there was a model; on a GPU those that its allocator has not, when all was done.
+    stepped, looked: bytes, the most that there were when the steps were made, and when the chores were done; on a GPU
+        those of its allocator.
     growth: bytes that more steps of as many rows will add, as pieces of many sizes leave room between them.
     """
 
@@ -91,6 +92,7 @@ def measure(request: Request) -> Probe:
     import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.allocator import give_back, keep_freed_memory
     from diptych.core.precision import choose
+    from diptych.train.machines import EMPTY_CONTEXT
     from diptych.train.meter import Meter, forget_most_held, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
     from diptych.train.outline import NOTHING, Chore, outline_of
@@ -106,6 +108,13 @@ def measure(request: Request) -> Probe:
     imported = time.time() - request.began
     recipe = read_recipe(request.recipe, request.overrides)
     device, compute = choose(None, request.dtype)
+
+    def beside() -> int:
+        """Bytes of the GPU that are in use, but not by this process's allocator."""
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free - torch.cuda.memory_reserved(device))
+
+    used_before = beside() if device.type == "cuda" else 0  # by other processes, too
     outline = outline_of(recipe)
     # A run holds its recipe against the machine and measures its peak before it starts; what that brings into memory
     # stays.
@@ -209,6 +218,8 @@ def measure(request: Request) -> Probe:
     chores = (outline.validation, outline.sampling if recipe.run.sample_every else NOTHING, outline.ending)
     validating, sampling, ending = (done_as(chore) if request.does_chores and chore.pieces else 0.0 for chore in chores)
     looked = held()
+    if device.type == "cuda":
+        process = EMPTY_CONTEXT + max(0, beside() - used_before)
     torch.set_num_threads(1)  # as those have that read ahead
     return Probe(
         rows=rows,
