@@ -40,7 +40,7 @@ def likelihood_of_products(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor
     is_trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if is_ours(x) and is_trained and not torch.compiler.is_compiling():
         flat = x.flatten(0, -2)
-        total: Tensor = _Products.apply(flat, weight.to(x.dtype), targets.flatten())  # type: ignore[no-untyped-call]
+        total: Tensor = _Products.apply(flat, weight, targets.flatten())  # type: ignore[no-untyped-call]
         return total
     return negative_log_likelihood(F.linear(x, weight), targets)
 
@@ -83,10 +83,11 @@ class _Likelihood(torch.autograd.Function):
 class _Products(torch.autograd.Function):
     """The same with the product that gives the logits (N, V), in pieces: a piece is scored while it is in the cache,
     and its gradient takes its place. What follows are two products of them all, since a piece has too few rows to be
-    multiplied quickly."""
+    multiplied quickly. The weight (V, C) may be wider than x (N, C)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        wide, weight = weight.dtype, weight.to(x.dtype)
         logits = torch.empty(len(x), len(weight), dtype=x.dtype)
         total = torch.zeros((), dtype=torch.float32)
         rows = max(1, MULTIPLIED // len(weight))
@@ -94,10 +95,12 @@ class _Products(torch.autograd.Function):
             torch.mm(some, weight.mT, out=piece)
             total += _score(piece, target, piece)
         to_x = logits @ weight if ctx.needs_input_grad[0] else None
-        to_weight = turned_product(logits, x).to(x.dtype) if ctx.needs_input_grad[1] else None
+        to_weight = turned_product(logits, x) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(to_x, to_weight)
+        ctx.wide = wide
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if found is None else found * gradient for found in ctx.saved_tensors), None
+        to_x, to_weight = (None if found is None else found * gradient for found in ctx.saved_tensors)
+        return to_x, None if to_weight is None else to_weight.to(ctx.wide), None
