@@ -114,10 +114,12 @@ def test_a_layer_learns_as_torch_has_it(has_bias: bool) -> None:
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("side_by_side", [False, True])
 @pytest.mark.parametrize("is_pulled_together", [False, True])
+@pytest.mark.parametrize("is_compiled", [False, True])
 def test_several_layers_of_one_input_learn_as_torch_has_it(
-    has_bias: bool, side_by_side: bool, is_pulled_together: bool
+    has_bias: bool, side_by_side: bool, is_pulled_together: bool, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether what they give lies side by side or not, and its gradient."""
+    """Whether what they give lies side by side or not, and its gradient; without the compiled product, too."""
+    monkeypatch.setattr(linear, "IS_HERE", is_compiled)
     torch.manual_seed(0)
     layers = nn.ModuleList(Linear(64, size, bias=has_bias) for size in (96, 32, 32))
     x, pull = draws(4, 24, 64, seed=1), draws(4, 24, 160, seed=2)

@@ -1,5 +1,5 @@
-"""Linear layers, alone or several of one input. On a CPU that multiplies tiles of bfloat16 (AMX) the gradient of their
-weights is compiled, and several have one gradient of what they were given.
+"""Linear layers, alone or several of one input, which has one gradient then. On a CPU that multiplies tiles of bfloat16
+(AMX) the gradient of their weights is compiled.
 
 oneDNN turns one of the factors of that product, and takes half as long again for it as for the other two. Here both are
 laid out piece by piece in the cache (`core.product_kernel`), and sums stay float32, which autocast rounds to bfloat16.
@@ -30,19 +30,19 @@ class Linear(nn.Linear):
     """x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _is_learning_here(x, self.weight):
+        if _learns(x, self) and _suits(x, self.weight.shape):
             product: Tensor = _Linears.apply(x, False, self.weight, self.bias)[0]  # type: ignore[no-untyped-call]
             return product
         return super().forward(x)
 
 
 def linears(x: Tensor, layers: Sequence[nn.Module], *, side_by_side: bool = False) -> tuple[Tensor, ...]:
-    """What each of some layers makes of x, (..., width): where it is compiled, with one gradient of x.
+    """What each of some layers makes of x, (..., width): on a CPU in bfloat16 with one gradient of x.
 
     Args:
         side_by_side: results may be parts of the rows of one tensor, which is one product.
     """
-    if all(type(layer) is Linear and _is_learning_here(x, layer.weight) and not has_hooks(layer) for layer in layers):
+    if all(type(layer) is Linear and _learns(x, layer) and not has_hooks(layer) for layer in layers):
         given = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
         products: tuple[Tensor, ...] = _Linears.apply(x, side_by_side, *given)  # type: ignore[no-untyped-call]
         return products
@@ -62,14 +62,15 @@ def joined(parts: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((*first.shape[:-1], place - first.storage_offset()), strides)
 
 
-def _is_learning_here(x: Tensor, weight: Tensor) -> bool:
+def _learns(x: Tensor, layer: nn.Linear) -> bool:
+    """Whether x in bfloat16 meets a weight that learns, on a CPU for which that is quick."""
     return (
         torch.is_grad_enabled()
-        and weight.requires_grad
+        and layer.weight.requires_grad
         and torch.is_autocast_enabled("cpu")
         and type(x) is Tensor  # not a part of a matrix that several processes hold
-        and type(weight) is nn.Parameter
-        and _suits(x, weight.shape)
+        and type(layer.weight) is nn.Parameter
+        and is_ours(x)
         and not torch.compiler.is_compiling()
     )
 
