@@ -92,7 +92,8 @@ def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _rows(gradient: Tensor) -> Tensor:
-    """What has the same norm: of a matrix on a CPU the norms of its rows, since all of it is read by one thread."""
+    """What has the same norm: of a matrix on a CPU the norms of its rows, since all of it is read by one thread. The
+    last axis of anything else may be too short for that: of a convolution it is three numbers."""
     is_shared = gradient.ndim == 2 and gradient.device.type == "cpu"
     return torch.linalg.vector_norm(gradient, dim=-1) if is_shared else gradient
 
