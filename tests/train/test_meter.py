@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.image.unet import UNet, UNetConfig
 from diptych.text.decoder import Decoder, DecoderConfig
-from diptych.train.meter import FlopCounter, Meter, measured_peak, resident_bytes
+from diptych.train.meter import FlopCounter, Meter, flops_of, measured_peak, resident_bytes
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,17 @@ def test_attention_counts_on_the_cpu_too(is_causal: bool) -> None:
 
     assert counted(attend) == 2 * product
     assert counted(lambda: attend().sum().backward()) == (2 + 5) * product
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_attention_of_a_gpu_counts_where_queries_share_keys(kernel: str) -> None:
+    """As of as many keys as queries: torch's formulas refused it before 2.13, and so did a training its first step."""
+    query, key, out = (torch.empty(2, heads, 16, 8, device="meta") for heads in (6, 2, 6))
+    forward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
+    backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention_backward").default
+    product = 2 * 2 * 6 * 16 * 16 * 8
+    assert flops_of(forward, (query, key, key), {}, out) == 2 * product
+    assert flops_of(backward, (out, query, key, key), {}, (query, key, key)) == 5 * product
 
 
 def decoder() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:

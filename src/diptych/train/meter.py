@@ -22,7 +22,10 @@ from diptych.core.allocator import give_back
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 LONG_ENOUGH = 0.01  # seconds of one product: larger matrices would not be faster
-CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+ATTENTION = tuple(
+    f"_scaled_dot_product_{kernel}"
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+)
 GROUPED = ("group_products", "group_outer")
 
 
@@ -130,13 +133,14 @@ class FlopCounter(TorchDispatchMode):
 
 
 def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Operations of a dispatched operation, if it is a product: by torch's own formulas, and by those for the CPU's
-    attention, which they leave out, and for experts (`core.grouped`)."""
+    """Operations of a dispatched operation, if it is a product: by torch's own formulas, and by ours for experts
+    (`core.grouped`) and for attention, of which torch's leave out the CPU's and, before 2.13, refuse a GPU's whose
+    queries share keys."""
     packet = getattr(func, "overloadpacket", None)
     name = getattr(packet, "__name__", "")
-    if name == CPU_ATTENTION:
+    if name in ATTENTION:
         return 2 * _attention_product(*args[:3])
-    if name == f"{CPU_ATTENTION}_backward":
+    if name.removesuffix("_backward") in ATTENTION:
         return 5 * _attention_product(*args[1:4])
     if name == "flash":
         return 2 * _attention_product(*args[:3], is_causal=args[4])
