@@ -57,8 +57,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
 @pytest.mark.parametrize("objective", ["next-token", "diffusion"])
 @pytest.mark.parametrize(
     ("processes", "layout"),
-    [(2, "parallel.shard=2"), (4, "parallel.replicate=2"), (2, "parallel.tensor=2")],
-    ids=["sharded", "hybrid", "tensor"],
+    [(2, "parallel.shard=2"), (4, "parallel.replicate=2"), (2, "parallel.replicate=2"), (2, "parallel.tensor=2")],
+    ids=["sharded", "hybrid", "copies", "tensor"],
 )
 def test_fifty_steps_of_several_processes_have_the_losses_of_one(
     recipe: Callable[..., Recipe],
@@ -84,7 +84,8 @@ def test_fifty_steps_of_several_processes_have_the_losses_of_one(
 
 
 def test_what_two_processes_saved_goes_on_in_one_three_or_four(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    """With Muon, whose updates are gathered, AdamW and an average: the losses are those of one process throughout."""
+    """With Muon, whose updates are gathered, AdamW and an average: the losses are those of one process throughout. On
+    the way to one they are two that have a copy each."""
     chosen = recipe("next-token")
     settings = [*PLAIN, *SIZES["next-token"]]
     train(chosen, tmp_path / "alone", 1, *settings, "run.steps=16")
@@ -93,6 +94,8 @@ def test_what_two_processes_saved_goes_on_in_one_three_or_four(recipe: Callable[
     for processes in (1, 3, 4):
         folder = tmp_path / f"then-{processes}"
         subprocess.run(["cp", "-r", str(tmp_path / "two"), str(folder)], check=True)
+        if processes == 1:
+            train(chosen, folder, 2, *settings, "run.steps=12", "parallel.replicate=2")
         train(chosen, folder, processes, *settings, "run.steps=16")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         found = [line["loss"] for line in lines if "loss" in line]
@@ -122,6 +125,31 @@ def test_a_killed_process_is_replaced_and_the_run_goes_on(recipe: Callable[..., 
     first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
+
+def test_copies_sum_gradients_that_only_some_of_them_have(tmp_path: Path) -> None:
+    """The second of two parameters has one in the second process, the third has none in either."""
+    script = tmp_path / "sums.py"
+    script.write_text(SUMS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["[[3.0, 3.0], [5.0, 5.0], None]"] * 2
+
+
+SUMS = """
+import torch
+from diptych.train.ranks import Ranks
+from diptych.train.recipe import ParallelSettings
+
+ranks = Ranks.join(ParallelSettings(replicate=2), torch.device("cpu"))
+ones = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+ones[0].grad = torch.full((2,), 1.0 + ranks.reader)
+if ranks.reader == 1:
+    ones[1].grad = torch.full((2,), 5.0)
+ranks.add_up(ones)
+print([None if one.grad is None else one.grad.tolist() for one in ones])
+ranks.leave()
+"""
 
 KILLER = f"""
 import os, signal, sys

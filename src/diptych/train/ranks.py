@@ -1,7 +1,8 @@
 """Where this process stands among those that train one model together, and how the model is laid over them.
 
-Everything here is torch's own: the process group that torchrun describes, a device mesh, FSDP2 (`fully_shard`). The
-model code knows nothing of it. With one process there is no group, and every method is the identity.
+Everything here is torch's own: the process group that torchrun describes, a device mesh, FSDP2 (`fully_shard`), sums
+over all processes. The model code knows nothing of it. With one process there is no group, and every method is the
+identity.
 """
 
 import math
@@ -69,6 +70,41 @@ class Ranks:
         replicate, shard, _ = self.mesh.get_coordinate() or (0, 0, 0)
         return int(replicate) * self.settings.shard + int(shard)
 
+    @property
+    def holds_copies(self) -> bool:
+        """Whether each process keeps all weights, and gradients are summed once a step.
+
+        On CPUs alone: a GPU does that with FSDP2, which sums a block's while it computes those of the next. A processor
+        has nothing that could do so meanwhile, and FSDP2's own copies of weights and gradients take it as long again.
+        """
+        return (
+            self.mesh is not None
+            and self.mesh.device_type == "cpu"
+            and self.settings.shard == self.settings.tensor == 1
+        )
+
+    @property
+    def averaged(self) -> int:
+        """Of how many processes' gradients a step gets the mean instead of the sum."""
+        return 1 if self.holds_copies else self.readers
+
+    def add_up(self, parameters: Sequence[Tensor]) -> None:
+        """Sum the gradients over the processes, where nothing else did it on the way.
+
+        A gradient that some process lacks counts as zeros there, and one that all of them lack stays away.
+        """
+        if not self.holds_copies:
+            return
+        known = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        dist.all_reduce(known, dist.ReduceOp.MAX)
+        under_way = []
+        for parameter, is_known in zip(parameters, known.tolist(), strict=True):
+            if is_known:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                under_way.append(dist.all_reduce(parameter.grad, async_op=True))
+        for sum_of_one in under_way:
+            sum_of_one.wait()
+
     def spread(self, networks: Sequence[nn.Module]) -> None:
         """Divide the matrices of the transformer blocks, and shard the weights of what is called, block by block
         (FSDP2; hybrid where replicate > 1).
@@ -76,7 +112,7 @@ class Ranks:
         Raises:
             ValueError: heads or units that do not divide.
         """
-        if self.mesh is None:
+        if self.mesh is None or self.holds_copies:
             return
         from torch.distributed.fsdp import fully_shard
 

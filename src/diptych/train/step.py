@@ -94,9 +94,9 @@ class Stepper:
         parts = [self._moved(part) for part in parts]
         with self.meter.counting() if self.meter else nullcontext():
             for index, (part, count) in enumerate(zip(parts, counts, strict=True)):
-                # FSDP takes the mean of the processes' gradients, and the sum is wanted.
-                mean, figures = self._part(part, step, index, count / total * self.ranks.readers)
+                mean, figures = self._part(part, step, index, count / total * self.ranks.averaged)
                 means.append(mean.clone())
+        self.ranks.add_up(self._parameters)
         square = self._graphs.call("square", partial(gradient_square, self._parameters, self.ranks))
         if self.is_elsewhere:
             meanwhile()
