@@ -1,11 +1,14 @@
 """The gradient of a layer's weights in one call of compiled code, against the same in float64, and a layer through it
 against torch's."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diptych.core import linear, together
 from diptych.core import product_plan as at
@@ -142,6 +145,28 @@ def test_several_layers_of_one_input_learn_as_torch_has_it(
         assert one.dtype == other.dtype
         assert (one - other).norm() <= 0.005 * other.norm()
     assert (joined(found[0][:3]) is not None) == side_by_side
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor of some shape is copied to another dtype."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_several_layers_share_is_cast_once() -> None:
+    """Of a norm, which autocast computes in float32 on a GPU."""
+    layers, x = [nn.Linear(64, size) for size in (96, 32, 32)], draws(4, 24, 64, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16), Casts(x.shape) as casts:
+        found = linears(x, layers)
+        assert casts.count == 1
+        assert all(torch.equal(one, layer(x)) for one, layer in zip(found, layers, strict=True))
+    assert casts.count == 1 + 3
 
 
 def test_rows_are_joined_where_they_lie_side_by_side() -> None:

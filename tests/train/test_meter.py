@@ -140,6 +140,21 @@ def test_the_peak_is_what_a_product_reaches_and_no_draw_of_the_run_changes() -> 
     assert here / 1e3 < peak < here * 1e3
 
 
+def test_setting_up_takes_nothing_from_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's library may take longer for it than the measuring is given, and small matrices alone are slow there."""
+    product, sizes = torch.mm, set[int]()
+
+    def prepared(left: Tensor, right: Tensor) -> Tensor:
+        if not sizes:
+            time.sleep(0.1)
+        sizes.add(len(left))
+        return product(left, right)
+
+    monkeypatch.setattr(torch, "mm", prepared)
+    measured_peak(CPU, torch.float32, seconds=0.01)
+    assert len(sizes) > 1
+
+
 def test_a_format_that_cannot_be_multiplied_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(left: Tensor, right: Tensor) -> Tensor:
         raise RuntimeError("not implemented for 'Half'")

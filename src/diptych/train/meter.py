@@ -68,7 +68,8 @@ class Meter:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """FLOP/s of the fastest of some products of square matrices, made for about `seconds`; 0.0 if it cannot multiply.
+    """FLOP/s of the fastest of some products of square matrices, the largest of them made for `seconds`; 0.0 if it
+    cannot multiply.
 
     The matrices hold noise, since zeros cost a GPU less power and so flatter it, from a generator of their own: no
     draw of the run changes. What they took goes back to the system.
@@ -82,8 +83,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1
 
 
 def _fastest(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    chance = torch.Generator(device).manual_seed(0)
-    began, best = time.perf_counter(), 0.0
+    chance, best = torch.Generator(device).manual_seed(0), 0.0
     for size in SIZES:
         try:
             left = torch.randn(size, size, device=device, generator=chance).to(dtype)
@@ -93,8 +93,9 @@ def _fastest(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
         except RuntimeError:  # no product in this format here, or no memory left for larger ones
             return best
         best = max(best, 2 * size**3 / once)
-        if once > LONG_ENOUGH or time.perf_counter() - began > seconds:
+        if once > LONG_ENOUGH:
             break
+    began = time.perf_counter()  # not before: setting up a GPU's library may take longer than all of this
     while time.perf_counter() - began < seconds:
         best = max(best, 2 * size**3 / _timed(left, right))
     return best
