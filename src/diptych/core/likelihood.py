@@ -13,7 +13,6 @@ from diptych.core.precision import at_least_float32
 
 IGNORED = -100  # the target of a place that has none
 NUMBERS = 2**20  # logits in a block: 4 MB of float32
-MULTIPLIED = 2**22  # logits that are multiplied before they are scored
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,19 +80,15 @@ class _Likelihood(torch.autograd.Function):
 
 
 class _Products(torch.autograd.Function):
-    """The same with the product that gives the logits (N, V), in pieces: a piece is scored while it is in the cache,
-    and its gradient takes its place. What follows are two products of them all, since a piece has too few rows to be
-    multiplied quickly. The weight (V, C) may be wider than x (N, C)."""
+    """The same with the product that gives the logits (N, V), whose gradient takes their place. All of them are
+    multiplied at once: fewer rows would stay in the cache while they are scored, but take longer to multiply. The
+    weight (V, C) may be wider than x (N, C)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         wide, weight = weight.dtype, weight.to(x.dtype)
-        logits = torch.empty(len(x), len(weight), dtype=x.dtype)
-        total = torch.zeros((), dtype=torch.float32)
-        rows = max(1, MULTIPLIED // len(weight))
-        for some, target, piece in zip(x.split(rows), targets.split(rows), logits.split(rows), strict=True):
-            torch.mm(some, weight.mT, out=piece)
-            total += _score(piece, target, piece)
+        logits = x @ weight.mT
+        total = _score(logits, targets, logits)
         to_x = logits @ weight if ctx.needs_input_grad[0] else None
         to_weight = turned_product(logits, x) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(to_x, to_weight)

@@ -42,6 +42,7 @@ from diptych.core.lanes import (
 LOG2_E = 1.44269504  # e^x = 2^(x LOG2_E)
 CURRENT_ROUNDING = 4
 POWERS = (0.0013276472, 0.00967554133, 0.0555071327, 0.240221197, 0.693146967, 1.00000007)  # of 2^x, |x| <= 1/2
+LEAST = -100.0
 
 
 def _multiply(
@@ -107,15 +108,16 @@ end_tiles = tile_units.end_tiles if HAS_TILES else _nothing
 
 
 def power_of_two(builder: Any, x: Any) -> Any:
-    """2^x to 3e-7 of it: 2^n, and for what is left of x a polynomial that is nearest to 2^x there. Of -inf it is 0: so
-    the instruction that multiplies by 2^n has it, even beside what is no number."""
+    """2^x to 3e-7 of it: 2^n, and for what is left of x a polynomial that is nearest to 2^x there. Below 2^LEAST it is
+    0, as of -inf: a processor takes a hundred times as long for numbers too small to be normal."""
     whole = builder.call(llvm(builder, f"rint.v{LANES}f32", VECTOR, VECTOR), [x])
     rest, y = builder.fsub(x, whole), constant(POWERS[0])
     for term in POWERS[1:]:
         y = times_plus(builder, y, rest, constant(term))
     kind = ir.IntType(LANES)
+    counts = builder.bitcast(builder.fcmp_unordered(">=", x, constant(LEAST)), kind)  # so does what is no number
     scale = llvm(builder, "x86.avx512.mask.scalef.ps.512", VECTOR, VECTOR, VECTOR, VECTOR, kind, WORD)
-    return builder.call(scale, [y, whole, ZEROS, kind(-1), WORD(CURRENT_ROUNDING)])
+    return builder.call(scale, [y, whole, ZEROS, counts, WORD(CURRENT_ROUNDING)])
 
 
 def narrowed(builder: Any, first: Any, second: Any) -> Any:
