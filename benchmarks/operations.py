@@ -1,7 +1,7 @@
 """What is compiled for the CPU, beside torch: milliseconds of single operations in bfloat16, forward and backward.
 
-    python benchmarks/kernels.py
-    python benchmarks/kernels.py attention --threads 1 --times 50
+    python benchmarks/operations.py
+    python benchmarks/operations.py attention --threads 1 --times 50
 
 Each line is one shape: the median of `--times` calls of each way, taken in turns. `blocks` is attention in batches of
 matrices that torch multiplies (`core.blocked`; of prompts and pictures `core.long_rows` and `core.many_queries`).
