@@ -100,7 +100,8 @@ class Ranks:
         under_way = []
         for parameter, is_known in zip(parameters, known.tolist(), strict=True):
             if is_known:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
                 under_way.append(dist.all_reduce(parameter.grad, async_op=True))
         for sum_of_one in under_way:
             sum_of_one.wait()
