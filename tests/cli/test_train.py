@@ -46,6 +46,22 @@ def test_a_recipe_becomes_a_model_that_writes(diptych, recipe, folder):
     assert diptych("text", "Once", "--model", "runs/small/model", "--max-tokens", 3).status == 0
 
 
+def test_training_needs_no_compiler_of_torchs(diptych, recipe, folder):
+    """Neither to hold a small recipe against the machine, nor to step, save and read what was saved: it would take a
+    second or two of every start."""
+    code = (
+        "import sys; from diptych.cli import main; status = main(sys.argv[1:]); "
+        "print({'torch._dynamo', 'torch.distributed.tensor', 'sympy'} & {*sys.modules}); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "train", "small.toml", "--threads", "1"]
+    for steps in (2, 4):
+        arguments = [*command, f"run.steps={steps}", "optimizer.name=muon"]
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "set()"
+    assert "going on from step 2" in done.stderr
+
+
 def test_the_same_command_goes_on_and_fresh_moves_the_old_run_aside(diptych, recipe, folder):
     diptych("train", "small.toml", "--threads", 1)
     more = diptych("train", "small.toml", "run.steps=6", "--threads", 1)

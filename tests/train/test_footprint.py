@@ -1,15 +1,13 @@
 """Footprints: exact to the byte and to the operation, and the same on fake tensors as on real ones."""
 
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.train import footprint as module
-from diptych.train.footprint import Footprint, footprint
+from diptych.train.footprint import Footprint, footprint, is_small
 from diptych.train.outline import Chore, Outline
 from diptych.train.recipe import OptimizerSettings
 
@@ -94,13 +92,25 @@ def test_attention_on_the_cpu_counts_as_on_a_gpu() -> None:
     assert found.flops == 7 * 2 * 2 * 3 * 32 * 32 * 16 + 2 * linear
 
 
-def test_real_tensors_leave_the_same_footprint_as_fake_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one thing that fakery could get wrong, held against the step itself."""
+def test_real_tensors_leave_the_same_footprint_as_fake_ones() -> None:
+    """The one thing that fakery could get wrong, held against the step itself; which draws no number of the run's."""
     fake: Footprint = take(rows=ROWS, average=0.9)
-    monkeypatch.setattr(module, "FakeTensorMode", nullcontext)
-    real: Footprint = take(rows=ROWS, average=0.9)
+    before = torch.get_rng_state()
+    real: Footprint = take(rows=ROWS, average=0.9, is_real=True)
+    assert torch.equal(torch.get_rng_state(), before)
     assert (real.kept, real.step, real.flops) == (fake.kept, fake.step, fake.flops)
     assert (real.peak, real.block, real.validating) == (fake.peak, fake.block, fake.validating)
+
+
+def test_a_step_is_small_by_its_model_and_its_batch() -> None:
+    """64 numbers a row and 12,288 in the model: 1,024 rows are 65,536 numbers, and 6 x 65,536 x 12,288 is 5e9."""
+    before = torch.get_rng_state()
+    assert is_small(OUTLINE, 1024)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not is_small(OUTLINE, 1025)
+    wide = replace(OUTLINE, make=lambda: nn.Linear(1024, 2048, bias=False))
+    assert is_small(wide, 120)
+    assert not is_small(wide, 1000)  # 8e11 operations
 
 
 def test_activations_grow_in_a_straight_line_with_the_rows() -> None:

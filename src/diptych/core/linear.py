@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diptych.core import machine_code, together
 from diptych.core import product_plan as at
 from diptych.core.kernels import is_ours
+from diptych.core.precision import in_autocast
 from diptych.core.together import new_table, run_together
 from diptych.core.unchanged import has_hooks
 
@@ -46,8 +47,8 @@ def linears(x: Tensor, layers: Sequence[nn.Module], *, side_by_side: bool = Fals
         given = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
         products: tuple[Tensor, ...] = _Linears.apply(x, side_by_side, *given)  # type: ignore[no-untyped-call]
         return products
-    if len(layers) > 1 and x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))  # once: each of them would do it anew
+    if len(layers) > 1:
+        x = in_autocast(x)  # once: each of them would do it anew
     return tuple(layer(x) for layer in layers)
 
 

@@ -75,10 +75,16 @@ def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, T
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that lies over several processes, gathered from all of them; any other as it is."""
-    gather = getattr(tensor, "full_tensor", None)  # of a DTensor, whose import would slow every start
+    """A tensor that lies over several processes (a `DTensor`, whose import would slow every start by a second),
+    gathered from all of them; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
     gathered: Tensor = tensor if gather is None else gather()
     return gathered
+
+
+def mesh_of(tensor: Tensor) -> Any:
+    """The processes that a tensor lies over (a `DeviceMesh`); None of one that this process has to itself."""
+    return getattr(tensor, "device_mesh", None)
 
 
 def local(tensor: Tensor) -> Tensor:

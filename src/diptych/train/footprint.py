@@ -2,25 +2,26 @@
 
 Fake tensors have shapes and no numbers, so a step of a model of any size takes a second and no memory. Every storage
 is noted when it comes and when it goes: the peak is the sum that was largest, exact to the byte, and each byte is
-known by the part of the step that made it.
+known by the part of the step that made it. Real tensors leave the same footprint, and those of a small step leave it
+in less time than torch takes to import what fake ones need (`is_small`).
 """
 
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from diptych.core import weights
 from diptych.core.experts import active_parameters
 from diptych.train.averages import LENGTHS
-from diptych.train.meter import flops_of
+from diptych.train.meter import Watch, flops_of
 from diptych.train.optimizers import gradient_square, make_optimizers, move
 from diptych.train.outline import Outline
 from diptych.train.ranks import ALONE, blocks_of
@@ -91,11 +92,11 @@ class Footprint:
         return sum(work.flops for work in self.part)
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(Watch):
     """Notes every storage that comes and goes, and every operation, while it is switched on."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.kind = KINDS[0]
         self.live: Counter[str] = Counter()
         self.total = self.most = 0
@@ -145,6 +146,16 @@ class Ledger(TorchDispatchMode):
         self.total -= size
 
 
+def is_small(outline: Outline, rows: int) -> bool:
+    """Whether a step of so many rows takes real tensors some tenths of a second: 0.1 TFLOP, were each of the model's
+    numbers met by each of the batch's."""
+    with weights.outline():
+        parameters = sum(parameter.numel() for parameter in outline.make().parameters())
+    with _drawing_nothing():
+        numbers = sum(tensor.numel() for tensor in tree_iter(outline.batch(1)) if isinstance(tensor, Tensor)) * rows
+    return numbers <= 2**16 and 6 * parameters * numbers <= 1e11
+
+
 def footprint(
     outline: Outline,
     rows: int,
@@ -155,17 +166,19 @@ def footprint(
     average: float = 0.0,
     snapshots: bool = False,
     recompute: bool = False,
+    is_real: bool = False,
 ) -> Footprint:
-    """Go through a step of `parts` parts of `rows` rows each, on fake tensors.
+    """Go through a step of `parts` parts of `rows` rows each.
 
     Args:
         compute: as in `Stepper`: the dtype of autocast where it is lower than float32.
         average, snapshots: whether a running average and the two power averages are kept, as in [run].
         recompute: activation checkpointing.
+        is_real: on real tensors, on the CPU, instead of fake ones; no random number is used up.
     """
     is_lower = compute in (torch.bfloat16, torch.float16)
     ledger = Ledger()
-    with FakeTensorMode(), ledger:
+    with _drawing_nothing() if is_real else FakeTensorMode(), ledger:
         model = outline.make()
         ledger.begin("optimizer")
         optimizers = make_optimizers(model, optimizer, compute)
@@ -229,6 +242,11 @@ def _swapped(model: nn.Module, is_averaged: bool) -> Iterator[None]:
     before = {name: value.clone() for name, value in model.state_dict().items()} if is_averaged else {}
     yield
     del before
+
+
+def _drawing_nothing() -> AbstractContextManager[None]:
+    """What is drawn inside leaves the random numbers of a run as they are."""
+    return torch.random.fork_rng(devices=[])
 
 
 def _autocast(compute: torch.dtype, is_lower: bool) -> Any:

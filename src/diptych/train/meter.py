@@ -112,7 +112,19 @@ def _timed(left: Tensor, right: Tensor) -> float:
     return max(time.perf_counter() - began, 1e-9)
 
 
-class FlopCounter(TorchDispatchMode):
+class Watch(TorchDispatchMode):
+    """Sees every operation inside a `with` block, of what runs uncompiled."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's switch: True has torch's compiler imported, two seconds at each start, to keep it away from here."""
+        return False
+
+
+class FlopCounter(Watch):
     """Adds up the floating-point operations of the products inside a `with` block, forward and backward.
 
     The formulas are those of `torch.utils.flop_counter`, and its counter is not used for two reasons: it takes
@@ -122,7 +134,7 @@ class FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.flops = 0
 
     def __torch_dispatch__(

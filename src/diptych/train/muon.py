@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from diptych.core.weights import whole
+from diptych.core.weights import mesh_of, whole
+from diptych.train.adamw import Uncompiled
 
 QUINTIC = (
     3.4445,
@@ -41,7 +41,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = 5) -> Tens
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Uncompiled):
     """Nesterov momentum, orthogonalised, then scaled to the size of an AdamW update (Liu et al. 2025, sec. 2.2), so
     that one learning rate suits both.
 
@@ -98,6 +98,10 @@ class Muon(torch.optim.Optimizer):
 
 def _laid_as(update: Tensor, parameter: Tensor) -> Tensor:
     """An update that every process has whole, laid over them as its parameter is."""
-    if not isinstance(parameter, DTensor):
+    mesh = mesh_of(parameter)
+    if mesh is None:
         return update
-    return distribute_tensor(update, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    placements = parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(update, mesh, placements, src_data_rank=None)

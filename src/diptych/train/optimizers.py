@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from diptych.core.experts import experts_of
-from diptych.core.weights import local
+from diptych.core.weights import local, mesh_of
+from diptych.train.adamw import AdamW
 from diptych.train.muon import Muon
 from diptych.train.ranks import Ranks
 from diptych.train.recipe import OptimizerSettings
@@ -59,7 +59,7 @@ def _by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Tensors in lists of those that lie on the same ranks: torch works on many at once only where they do."""
     lists: dict[object, list[Tensor]] = {}
     for tensor in tensors:
-        lists.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+        lists.setdefault(mesh_of(tensor), []).append(tensor)
     return list(lists.values())
 
 

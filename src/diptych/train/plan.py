@@ -17,7 +17,7 @@ import torch
 
 from diptych.core.kernels import of_another_machine
 from diptych.core.precision import choose
-from diptych.train.footprint import Footprint, footprint
+from diptych.train.footprint import Footprint, footprint, is_small
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
 from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, WORKSPACES, Machine, read_machines
 from diptych.train.outline import Outline, has_outline, outline_of
@@ -30,7 +30,7 @@ from diptych.train.recipe import Recipe, RunSettings
 # between the pieces. It keeps all of it between steps (`allocator`), and nothing while something else is done.
 LIBRARIES = 75 * 2**20
 FRAGMENTS = 0.27
-COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: torch's, and safetensors' bytes
+COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: row by row, and safetensors' bytes
 PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
 PROBE_SECONDS = 8.0
@@ -136,7 +136,7 @@ def plan_here(
     room = available(device)
     rows = run.batch // run.accumulate
     once = partial(_footprint, recipe, outline, compute=compute, is_here=device.type == "cpu")
-    whole = once(rows, parts=min(run.accumulate, 2))
+    whole = once(rows, parts=min(run.accumulate, 2), is_real=not seconds and is_small(outline, rows))
     held = _held_here(whole, whole, None, device)
     found: Probe | None = None
     if seconds:
@@ -296,8 +296,8 @@ def _remarks(best: Considered, machine: Machine, devices: int, batch: int) -> li
 
 
 def check_start(recipe: Recipe, folder: Path, *, dtype: str | None = None) -> None:
-    """Hold a recipe against this machine before anything starts; it takes about a second. A kind of training that has
-    no outline is not held back.
+    """Hold a recipe against this machine before anything starts; it takes up to a few seconds. A kind of training that
+    has no outline is not held back.
 
     Raises:
         ValueError: as `check_room`.
@@ -368,6 +368,7 @@ def _footprint(
     is_here: bool,
     parts: int = 1,
     recompute: bool | None = None,
+    is_real: bool = False,
 ) -> Footprint:
     """Args: `is_here` says that the step would run on this CPU, with the kernels that are made for it."""
     run = recipe.run
@@ -381,6 +382,7 @@ def _footprint(
             average=run.average,
             snapshots=run.snapshot_every > 0,
             recompute=run.recompute if recompute is None else recompute,
+            is_real=is_real,
         )
 
 

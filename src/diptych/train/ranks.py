@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 
+from diptych.core.weights import mesh_of
 from diptych.train.recipe import ParallelSettings
-from diptych.train.tensor_parallel import divide
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,10 @@ class Ranks:
         """
         if self.mesh is None or self.holds_copies:
             return
+        # Both import torch's compiler, which takes a second: one process, and each that holds a copy, does without.
         from torch.distributed.fsdp import fully_shard
+
+        from diptych.train.tensor_parallel import divide
 
         if self.settings.tensor > 1:
             for network in networks:
@@ -145,10 +147,11 @@ class Ranks:
         """How many processes hold each number of a tensor."""
         if self.mesh is None:
             return 1
-        if not isinstance(tensor, DTensor):
+        mesh: DeviceMesh | None = mesh_of(tensor)
+        if mesh is None:
             return dist.get_world_size()
-        mesh = tensor.device_mesh
-        shards = [mesh.size(axis) for axis, placement in enumerate(tensor.placements) if placement.is_shard()]
+        placements = tensor.placements  # type: ignore[attr-defined]
+        shards = [mesh.size(axis) for axis, placement in enumerate(placements) if placement.is_shard()]
         return dist.get_world_size() / math.prod(shards)
 
     def wait(self) -> None:

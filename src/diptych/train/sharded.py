@@ -1,20 +1,26 @@
-"""Tensors that lie over several processes, on disk: torch's distributed checkpoints, in safetensors files."""
+"""Tensors of a checkpoint on disk, in safetensors files, whatever the number of processes that write and read them.
 
+One process writes a file like any other. Several write what each of them holds, with torch's distributed checkpoints,
+whose reader takes the one file, too.
+"""
+
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from diptych.train.ranks import Ranks
 
 Tensors = dict[str, Tensor]
+OF_ONE = "tensors.safetensors"
 
 
 def write_tensors(tensors: Tensors, folder: Path, ranks: Ranks) -> None:
@@ -24,17 +30,39 @@ def write_tensors(tensors: Tensors, folder: Path, ranks: Ranks) -> None:
         OSError: where the disk refuses.
     """
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
+    if ranks.mesh is None:
+        folder.mkdir(exist_ok=True)
+        try:
+            save_file({name: value.cpu() for name, value in plain.items()}, folder / OF_ONE)
+        except SafetensorError as error:  # which has the system's number at the end of what it says
+            refused = re.search(r"os error (\d+)", str(error))
+            raise OSError(*((int(refused[1]), os.strerror(int(refused[1]))) if refused else (str(error),))) from error
+        return
+    # One process does without what this imports: torch's compiler, which takes a second.
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _quiet():
-            save(plain, storage_writer=writer, no_dist=ranks.mesh is None)
+            save(plain, storage_writer=writer)
     except CheckpointException as error:  # torch wraps what each process met
         cause = next(iter(error.failures.values()))[0]
         raise cause from None
 
 
+@torch.no_grad()
 def read_tensors(tensors: Tensors, folder: Path) -> None:
     """Fill the tensors given from `folder`, whatever the number of processes that wrote it and that read it."""
+    if not dist.is_initialized() and (folder / OF_ONE).is_file():
+        with safe_open(folder / OF_ONE, framework="pt") as opened:
+            for name, tensor in tensors.items():
+                tensor.copy_(opened.get_tensor(name))
+        return
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     with _quiet():
         reader = HuggingFaceStorageReader(str(folder))
         load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
