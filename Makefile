@@ -25,7 +25,7 @@ demo: $(VENV)/ready
 	@echo "the story       demo/story.txt   every step           demo/cat.trace"
 
 test: $(VENV)/ready-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 	@if nvidia-smi -L > /dev/null 2>&1; then DIPTYCH_TEST_GPU=1 $(BIN)/python -m pytest -m gpu; fi
 
 test-gpu: $(VENV)/ready-test
