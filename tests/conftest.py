@@ -25,8 +25,8 @@ from diptych.text.model import TextModel
 
 
 def pytest_configure() -> None:
-    """What is tested is what a CPU does, also where there is a GPU, unless the tests of one are asked for. Two tests run
-    at a time: threads of a command that wait leave their core to the other instead of asking again and again."""
+    """What is tested is what a CPU does, also where there is a GPU, unless the tests of one are asked for. Two tests
+    run at a time: threads of a command that wait leave their core to the other instead of asking again and again."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not os.environ.get("DIPTYCH_TEST_GPU"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from diptych.core.weights import mesh_of, whole
+from diptych.core.weights import local, mesh_of, whole
 from diptych.train.adamw import Uncompiled
 
 QUINTIC = (
@@ -89,11 +89,13 @@ class Muon(Uncompiled):
                 updates = orthogonalise(stacked.flatten(0, -3), self.dtype).view(stacked.shape)
                 size = 0.2 * math.sqrt(max(shape[-2:]))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
-                    parameter.mul_(1 - rate * group["weight_decay"])
+                    # What this process holds of them: each number moves by itself.
+                    here, change = local(parameter), local(_laid_as(update, parameter))
+                    here.mul_(1 - rate * group["weight_decay"])
                     if isinstance(rate, Tensor):  # on the device, in a step that is recorded
-                        parameter.sub_(_laid_as(update, parameter) * (rate * size))
+                        here.sub_(change * (rate * size))
                     else:
-                        parameter.add_(_laid_as(update, parameter), alpha=-rate * size)
+                        here.add_(change, alpha=-rate * size)
 
 
 def _laid_as(update: Tensor, parameter: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diptych.core.experts import experts_of
-from diptych.core.weights import local, mesh_of
+from diptych.core.weights import local
 from diptych.train.adamw import AdamW
 from diptych.train.muon import Muon
 from diptych.train.ranks import Ranks
@@ -28,11 +28,11 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings, compute: torc
     is_matrix = {id(p) for p in trained if id(p) in stacks or (p.ndim == 2 and id(p) not in embeddings)}
     is_hidden = is_matrix if settings.name == "muon" else set()
     rest = [p for p in trained if id(p) not in is_hidden]
+    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in embeddings]
+    plain = [p for p in rest if p.ndim < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizers: list[Optimizer] = []
-    for alike in _by_mesh(rest):
-        decayed = [p for p in alike if p.ndim >= 2 and id(p) not in embeddings]
-        plain = [p for p in alike if p.ndim < 2 or id(p) in embeddings]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if rest:
         groups = [group for group in groups if group["params"]]
         betas = (settings.beta1, settings.beta2)
         optimizers.append(AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True))
@@ -55,14 +55,6 @@ def _zeros(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
-def _by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Tensors in lists of those that lie on the same ranks: torch works on many at once only where they do."""
-    lists: dict[object, list[Tensor]] = {}
-    for tensor in tensors:
-        lists.setdefault(mesh_of(tensor), []).append(tensor)
-    return list(lists.values())
-
-
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The state itself, not a copy, as "<parameter>/<name>"."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -77,14 +69,14 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
 def gradient_square(parameters: Iterable[Tensor], ranks: Ranks) -> Tensor:
     """The square of the norm of all gradients, as far as this process holds them: (), float64; summed over processes
     it is that of the whole."""
-    squares: list[Tensor] = []
-    for alike in _by_mesh(_gradients(parameters)):
-        norms = torch.stack(torch._foreach_norm([_rows(local(gradient)) for gradient in alike])).double().square()
-        holders = [ranks.holders(gradient) for gradient in alike]
-        if any(held != 1 for held in holders):
-            norms = norms / torch.tensor(holders, device=norms.device)
-        squares.append(norms.sum())
-    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+    gradients = _gradients(parameters)
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    norms = torch.stack(torch._foreach_norm([_rows(local(gradient)) for gradient in gradients])).double().square()
+    holders = [ranks.holders(gradient) for gradient in gradients]
+    if any(held != 1 for held in holders):
+        norms = norms / torch.tensor(holders, device=norms.device)
+    return norms.sum()
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -112,8 +104,7 @@ def move(
 ) -> None:
     """One step of all optimizers with the gradients times `scale`."""
     if isinstance(scale, Tensor) or scale < 1:
-        for alike in _by_mesh(_gradients(parameters)):
-            torch._foreach_mul_(alike, scale)
+        torch._foreach_mul_([local(gradient) for gradient in _gradients(parameters)], scale)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
