@@ -1,6 +1,7 @@
 """Checkpoints of one process and of several are one kind of thing: each reads the other's. What several write is read
 by one in `test_ranks`."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def test_what_one_process_wrote_is_read_by_it_and_by_torchs_reader_for_several(t
         assert torch.equal(again[name], tensor)
         assert torch.equal(several[name], tensor)
     assert again["a/kernel"].stride() == layout
+
+
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path) -> None:
+    write_tensors(made(), tmp_path / "step-8" / "part", ALONE)
+    with pytest.raises(ValueError, match=r"tensors.safetensors' is damaged: .*c; without '.*step-8' the run goes on"):
+        read_tensors(made() | {"c": torch.zeros(2)}, tmp_path / "step-8" / "part")
+    os.truncate(tmp_path / "step-8" / "part" / "tensors.safetensors", 100)
+    with pytest.raises(ValueError, match=r"tensors.safetensors' is damaged: [^\n]+; without '[^\n]+$"):
+        read_tensors(made(), tmp_path / "step-8" / "part")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diptych.core.checks import check_keys, is_number, is_whole
 from diptych.core.feedforward import ACTIVATIONS, FeedForward, activated
 from diptych.core.grouped import grouped_linear
-from diptych.core.precision import at_least_float32, in_autocast, without_autocast
+from diptych.core.precision import at_least_float32, in_autocast
 from diptych.core.spelling import unknown
 
 SCORES = ("softmax", "sigmoid")
@@ -173,7 +173,7 @@ class Experts(nn.Module):
     def _route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The weights of the chosen experts, at least float32, and which they are: (N, top_k) both."""
         config = self.config
-        with without_autocast(tokens.device):
+        with torch.autocast(tokens.device.type, enabled=False):
             logits = F.linear(at_least_float32(tokens), at_least_float32(self.router))
         scores = logits.softmax(dim=-1) if config.score == "softmax" else logits.sigmoid()
         wanted = scores if self.bias is None else scores + self.bias

@@ -1,7 +1,5 @@
 """Which device and which number format: what is fast on this machine, unless the caller says otherwise."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from diptych.core.spelling import unknown
@@ -19,16 +17,9 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 def in_autocast(x: torch.Tensor) -> torch.Tensor:
     """x in autocast's dtype where autocast is on: what adds up over layers is then kept in it, at half the memory."""
-    kind = x.device.type
-    if x.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return x.to(torch.get_autocast_dtype(kind))
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Products inside have their operands' own dtype. On meta tensors, of which only shapes matter, there is no
-    autocast to switch off."""
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def fast_device() -> torch.device:

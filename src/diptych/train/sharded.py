@@ -31,7 +31,7 @@ def write_tensors(tensors: Tensors, folder: Path, ranks: Ranks) -> None:
     """
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
     if ranks.mesh is None:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             save_file({name: value.cpu() for name, value in plain.items()}, folder / OF_ONE)
         except SafetensorError as error:  # which has the system's number at the end of what it says
@@ -54,11 +54,21 @@ def write_tensors(tensors: Tensors, folder: Path, ranks: Ranks) -> None:
 
 @torch.no_grad()
 def read_tensors(tensors: Tensors, folder: Path) -> None:
-    """Fill the tensors given from `folder`, whatever the number of processes that wrote it and that read it."""
-    if not dist.is_initialized() and (folder / OF_ONE).is_file():
-        with safe_open(folder / OF_ONE, framework="pt") as opened:
-            for name, tensor in tensors.items():
-                tensor.copy_(opened.get_tensor(name))
+    """Fill the tensors given from `folder`, whatever the number of processes that wrote it and that read it.
+
+    Raises:
+        ValueError: in one line, for a file of one process that is damaged or lacks one of them.
+    """
+    file = folder / OF_ONE
+    if not dist.is_initialized() and file.is_file():
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name, tensor in tensors.items():
+                    tensor.copy_(opened.get_tensor(name))
+        except SafetensorError as error:
+            raise ValueError(
+                f"'{file}' is damaged: {error}; without '{folder.parent}' the run goes on from the checkpoint before"
+            ) from error
         return
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
