@@ -22,7 +22,7 @@ STEPS = 50
 PLAIN = ["run.batch=12", "run.log_every=1", "run.validate_every=0", "run.sample_every=0", "optimizer.decay=0.0"]
 SIZES = {
     "next-token": ["model.dropout=0.0", "model.overrides.num_heads=4", "model.overrides.num_kv_heads=2"],
-    "diffusion": ["model.unet.widths=[32,32]", "model.unet.has_attention=[false,true]", "model.encoder.width=48"],
+    "diffusion": ["model.unet.widths=[32,64]", "model.unet.has_attention=[true,true]", "model.encoder.width=48"],
 }
 
 

@@ -149,11 +149,13 @@ class Ledger(Watch):
 def is_small(outline: Outline, rows: int) -> bool:
     """Whether a step of so many rows takes real tensors some tenths of a second: 0.1 TFLOP, were each of the model's
     numbers met by each of the batch's."""
-    with weights.outline():
-        parameters = sum(parameter.numel() for parameter in outline.make().parameters())
     with _drawing_nothing():
         numbers = sum(tensor.numel() for tensor in tree_iter(outline.batch(1)) if isinstance(tensor, Tensor)) * rows
-    return numbers <= 2**16 and 6 * parameters * numbers <= 1e11
+    if numbers > 2**16:
+        return False
+    with weights.outline():
+        parameters = sum(parameter.numel() for parameter in outline.make().parameters())
+    return 6 * parameters * numbers <= 1e11
 
 
 def footprint(

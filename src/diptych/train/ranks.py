@@ -114,7 +114,7 @@ class Ranks:
         """
         if self.mesh is None or self.holds_copies:
             return
-        # Both import torch's compiler, which takes a second: one process, and each that holds a copy, does without.
+        # Both import torch's compiler, which takes a second: who holds all of the model steps without it.
         from torch.distributed.fsdp import fully_shard
 
         from diptych.train.tensor_parallel import divide

@@ -87,8 +87,8 @@ class RunDirectory:
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
     def save(self, step: int, parts: dict[str, Tensors], numbers: dict[str, Any], ranks: Ranks) -> None:
-        """Write checkpoint `step`, whole or not at all. Every process writes what it holds, with torch's distributed
-        checkpoints in safetensors, so that any number of processes can read it.
+        """Write checkpoint `step`, whole or not at all. Every process writes what it holds, so that any number of
+        processes can read it (`sharded`).
 
         Raises:
             ValueError: it cannot be written; the checkpoints before it stay.

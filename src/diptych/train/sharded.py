@@ -31,12 +31,11 @@ def write_tensors(tensors: Tensors, folder: Path, ranks: Ranks) -> None:
     """
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
     if ranks.mesh is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
         try:
             save_file({name: value.cpu() for name, value in plain.items()}, folder / OF_ONE)
-        except SafetensorError as error:  # which has the system's number at the end of what it says
-            refused = re.search(r"os error (\d+)", str(error))
-            raise OSError(*((int(refused[1]), os.strerror(int(refused[1]))) if refused else (str(error),))) from error
+        except SafetensorError as error:
+            raise _refused(error) from error
         return
     # One process does without what this imports: torch's compiler, which takes a second.
     from torch.distributed.checkpoint.api import CheckpointException
@@ -76,6 +75,12 @@ def read_tensors(tensors: Tensors, folder: Path) -> None:
     with _quiet():
         reader = HuggingFaceStorageReader(str(folder))
         load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+
+
+def _refused(error: SafetensorError) -> OSError:
+    """What the system refused in writing; safetensors has its number at the end of a text of its own."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 
 @contextmanager
