@@ -81,7 +81,7 @@ class Ours:
             code = (
                 "import torch; from diptych.core.machine_code import compile_beside; "
                 "from diptych.core.together import libraries; "
-                "compile_beside(libraries(torch.device('cpu'), torch.bfloat16))"
+                "compile_beside(libraries(torch.device('cpu'), torch.bfloat16, learns=True))"
             )
             environment = os.environ | {"DIPTYCH_CACHE": str(cache)}
             subprocess.run([sys.executable, "-c", code], check=True, env=environment)

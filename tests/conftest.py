@@ -13,7 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Engine
 
 from diptych.core import graphs, together
-from diptych.core.machine_code import MANY, ROWS, compile_beside, is_here, kernels_folder
+from diptych.core.machine_code import GRADIENTS, MANY, ROWS, compile_beside, is_here, kernels_folder
 from diptych.core.tokenizer import Tokenizer
 from diptych.image.autoencoder import Autoencoder, AutoencoderConfig
 from diptych.image.encoders import EncoderConfig, TextEncoder
@@ -78,7 +78,7 @@ def _one_thread() -> None:
 def kernels() -> Callable[[Path], Path]:
     """kernels(FOLDER): a new cache folder that has what this session compiled, so that other processes need not."""
     # Before a test looks at standard error, where a line tells of it.
-    compile_beside([ROWS] * is_here() + [MANY] * together.IS_HERE)
+    compile_beside([ROWS] * is_here() + [MANY, GRADIENTS] * together.IS_HERE)
     made = kernels_folder()
 
     def cache_at(folder: Path) -> Path:

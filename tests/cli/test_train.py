@@ -62,6 +62,14 @@ def test_training_needs_no_compiler_of_torchs(diptych, recipe, folder):
     assert "going on from step 2" in done.stderr
 
 
+def test_a_short_training_compiles_nothing(diptych, recipe, folder, monkeypatch):
+    monkeypatch.setenv("DIPTYCH_CACHE", str(folder / "cache"))
+    run = diptych("train", "small.toml", "--threads", 1)
+    assert "compiling" not in run.err
+    assert (folder / "cache").is_dir()
+    assert not (folder / "cache/kernels").exists()
+
+
 def test_the_same_command_goes_on_and_fresh_moves_the_old_run_aside(diptych, recipe, folder):
     diptych("train", "small.toml", "--threads", 1)
     more = diptych("train", "small.toml", "run.steps=6", "--threads", 1)

@@ -80,7 +80,7 @@ def test_it_is_for_training_in_bfloat16_on_this_machine_alone(monkeypatch: pytes
 
 def test_a_layer_trains_through_it_as_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of every weight under autocast, with the blocks and with torch's kernel."""
-    monkeypatch.setattr("diptych.core.flash.IS_HERE", False)
+    monkeypatch.setattr("diptych.core.together.IS_HERE", False)
     torch.manual_seed(0)
     layer, x = Attention(32, 4, num_kv_heads=2, has_qk_norm=True), torch.randn(2, 40, 32)
     gradients = []

@@ -33,6 +33,16 @@ def test_feedforward_is_its_formula(activation, is_gated, has_bias):
     assert (layer.up.bias is not None) == (layer.down.bias is not None) == has_bias
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_squared_relu_has_the_gradient_that_torch_derives(dtype):
+    x, pull = torch.randn(2, 2, 3, 14, generator=torch.Generator().manual_seed(0)).to(dtype)[..., ::2]
+    x.requires_grad_()
+    both = ACTIVATIONS["relu2"](x), torch.relu(x).square()
+    found = [(squared, *torch.autograd.grad(squared, x, pull)) for squared in both]
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_an_unknown_activation_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="unknown activation 'sillu'; did you mean 'silu'"):
         FeedForward(6, 10, activation="sillu")

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diptych.core import flash
+from diptych.core import flash, together
 from diptych.core import flash_plan as at
 from diptych.core.attention import Attention
 from diptych.core.flash import flash_attention, suits
 from diptych.core.kernels import of_another_machine
 from diptych.train.meter import FlopCounter
 
-pytestmark = pytest.mark.skipif(not flash.IS_HERE, reason="this processor multiplies no pairs of bfloat16")
+pytestmark = pytest.mark.skipif(not together.IS_HERE, reason="this processor multiplies no pairs of bfloat16")
 
 
 def draws(batch: int, heads: int, length: int, width: int, seed: int) -> Tensor:
@@ -186,8 +186,8 @@ def test_it_is_for_bfloat16_on_this_machine_alone(monkeypatch: pytest.MonkeyPatc
     assert suits(q, k[:, :, 1:], v[:, :, 1:], torch.ones(8, 7, dtype=torch.bool), True)
     with of_another_machine():
         assert not suits(q, k, v, None, True)
-    monkeypatch.setattr(flash, "IS_HERE", False)
-    assert not suits(q, k, v, None, True)
+    with together.left_out():
+        assert not suits(q, k, v, None, True)
 
 
 def test_a_layer_trains_through_it_as_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

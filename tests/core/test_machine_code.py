@@ -1,5 +1,6 @@
 """What is kept of compiled code: found again, made anew where it is damaged, done without where it cannot be kept."""
 
+import ast
 import os
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,22 @@ def test_what_was_begun_is_not_begun_again(
     (folder / next(path.name for path in folder.iterdir() if path.name.startswith("row"))).unlink()
     machine_code.compiled(machine_code.ROWS)
     assert capsys.readouterr().err == "diptych: compiling for this processor, once ...\n"
+
+
+@pytest.mark.parametrize("library", machine_code.LIBRARIES.values(), ids=lambda library: library.name)
+def test_what_a_library_is_kept_under_is_made_of_all_that_it_is_compiled_from(library: machine_code.Library) -> None:
+    """A module left out would be one whose changes change nothing until the cache is emptied."""
+    folder = Path(machine_code.__file__).parent
+    beside = {"files", "memory"}  # which machine_code itself needs
+    found, open = set[str](), {function.module for function in library.functions}
+    while open:
+        found |= open
+        imports = ast.walk(ast.parse("".join((folder / f"{module}.py").read_text() for module in open)))
+        froms = [node for node in imports if isinstance(node, ast.ImportFrom)]
+        named = {node.module.removeprefix("diptych.core.") for node in froms if node.module}
+        named |= {name.name for node in froms if node.module == "diptych.core" for name in node.names}
+        open = {name for name in named if (folder / f"{name}.py").is_file()} - found - beside
+    assert found == set(library.sources)
 
 
 def test_what_cannot_be_compiled_says_so_to_who_needs_it(folder: Path, process: type[Process]) -> None:

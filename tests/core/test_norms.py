@@ -47,3 +47,23 @@ def test_the_kernel_for_bfloat16_has_the_gradients_of_the_formula(monkeypatch):
     norm(exact).backward(pull.double())
     assert torch.allclose(lower.grad.double(), exact.grad, rtol=2**-8, atol=1e-5)
     assert torch.allclose(to_weight, norm.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 4, 7)])
+def test_gradients_of_the_rms_norm_are_those_of_its_formula(shape):
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape[:-1], 14, dtype=torch.float64, generator=draws)[..., ::2].requires_grad_()
+    norm = RMSNorm(7, eps=1e-2).double()
+    torch.nn.init.normal_(norm.weight, generator=draws)
+    assert torch.autograd.gradcheck(lambda x, _: norm(x), (x, norm.weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_norm_that_learns_gives_what_one_gives_that_does_not(dtype):
+    norm = RMSNorm(33)
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 33, generator=torch.Generator().manual_seed(1)).to(dtype)
+    learned = norm(x)
+    assert learned.requires_grad
+    with torch.no_grad():
+        assert torch.equal(norm(x), learned)

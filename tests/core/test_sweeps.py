@@ -75,7 +75,7 @@ def test_pictures_may_lie_channels_last() -> None:
     assert last[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_does_not_suit_goes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_suit_goes_another_way() -> None:
     x = numbers(4, 64, seed=1)
     assert sweeps.bends("gelu", x, None)
     assert sweeps.bends("silu", x, x)
@@ -88,20 +88,19 @@ def test_what_does_not_suit_goes_another_way(monkeypatch: pytest.MonkeyPatch) ->
     assert not sweeps.bends("silu", x, x.float())
     with of_another_machine():
         assert not sweeps.bends("gelu", x, None)
-    monkeypatch.setattr(together, "IS_HERE", False)
-    assert not sweeps.bends("gelu", x, None)
-    assert not sweeps.scores(x, x)
+    with together.left_out():
+        assert not sweeps.bends("gelu", x, None)
+        assert not sweeps.scores(x, x)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu-tanh"])
-def test_a_layer_trains_through_it_as_without_it(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_trains_through_it_as_without_it(activation: str) -> None:
     torch.manual_seed(0)
     layer, x = FeedForward(32, 96, activation=activation), torch.randn(5, 7, 32)
     gradients = []
     for is_here in (True, False):
-        monkeypatch.setattr(together, "IS_HERE", is_here)
         layer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), together.left_out(not is_here):
             layer(x).float().square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None])
     for one, other in zip(*gradients, strict=True):

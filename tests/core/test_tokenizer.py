@@ -6,7 +6,7 @@ import re
 
 import pytest
 from tokenizers import Tokenizer as Engine
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from diptych.core.tokenizer import BEGIN, END, Tokenizer
 
@@ -46,6 +46,30 @@ def test_any_unicode_comes_back(tokenizer):
         points = [draw.choice((draw.randrange(0xD800), draw.randrange(0xE000, 0x110000))) for _ in range(20)]
         text = "".join(map(chr, points))
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_of_a_vocabulary_of_bytes_the_ids_are_those_that_the_engine_gives(tmp_path):
+    bare = Tokenizer.train((), 258)
+    bare.save(tmp_path / "tokenizer.json")
+    engine = Engine.from_file(str(tmp_path / "tokenizer.json"))
+    engine.encode_special_tokens = True
+    theirs = [engine.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    assert bare.encode_batch(TEXTS) == [bare.encode(text) for text in TEXTS] == theirs
+    assert bare.encode(f"a{END}", obey_specials=True) == [*bare.encode("a"), bare.end]
+
+
+@pytest.mark.parametrize("kind", ["a space before", "lower case", "one more token"])
+def test_rules_that_a_vocabulary_of_bytes_comes_with_are_kept(kind, tmp_path):
+    engine = Engine.from_str(Tokenizer.train((), 258).to_json())
+    if kind == "a space before":
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif kind == "lower case":
+        engine.normalizer = normalizers.Lowercase()
+    else:
+        engine.add_tokens(["Once"])
+    wanted = engine.encode("Once", add_special_tokens=False).ids
+    assert Tokenizer(engine).encode("Once") == wanted
+    assert wanted != Tokenizer.train((), 258).encode("Once")
 
 
 def test_the_256_bytes_are_tokens_and_each_stands_for_itself(tokenizer):

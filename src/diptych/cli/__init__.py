@@ -3,7 +3,9 @@
 `main` is the frame around all of them: whatever goes wrong ends in one line on standard error and an exit status.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -42,6 +44,10 @@ For example:
 Results go to standard output, progress to standard error. Exit status: 0 done; 1 failed or interrupted (a model or a
 file that is missing or damaged); 2 wrong usage (an option, a setting, a recipe or an output folder that cannot be).
 """
+
+
+# As a process ends, Python looks through all objects for circles to free: 0.2 s where torch is imported.
+atexit.register(gc.freeze)
 
 
 class UsageError(ValueError):

@@ -137,12 +137,13 @@ def text_model(
     return model
 
 
-def begin_compiling(device: str | None, dtype: str | None) -> None:
-    """What a CPU needs compiled, once a machine, is compiled beside what comes before: the import of torch, data."""
+def begin_compiling(device: str | None, dtype: str | None, *, learns: bool = False) -> None:
+    """What a CPU needs compiled, once a machine, is compiled beside what comes before: the import of torch, data.
+    `learns` says that gradients are, too."""
     from diptych.core import machine_code
 
     if machine_code.is_for(device, dtype):
-        machine_code.begin([machine_code.MANY])
+        machine_code.begin([machine_code.MANY, *[machine_code.GRADIENTS] * learns])
 
 
 def image_model(name: str, device: str | None, dtype: str | None) -> "ImageModel":

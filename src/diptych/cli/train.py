@@ -47,7 +47,6 @@ def train(
     folder = out or RUNS / chosen.name
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"'{folder}' is a file; name a folder for the run")
-    frame.begin_compiling(None, dtype)
     import torch
 
     from diptych.core.allocator import keep_freed_memory
@@ -55,12 +54,16 @@ def train(
     from diptych.train.loop import Interrupted
     from diptych.train.loop import train as run_loop
     from diptych.train.meter import Meter
+    from diptych.train.outline import is_short
     from diptych.train.plan import check_start
     from diptych.train.ranks import Ranks
     from diptych.train.run import RunDirectory
     from diptych.train.tasks import build
     from diptych.train.tensorboard import require_tensorboard
 
+    with _refusing(chosen):
+        if not is_short(chosen):
+            frame.begin_compiling(None, dtype, learns=True)
     keep_freed_memory()
     device, compute = frame.training_format(dtype)
     with frame.settings():

@@ -37,13 +37,10 @@ _LIBRARY.define(
 )
 
 
-IS_HERE = together.IS_HERE
-
-
 def suits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
     """Whether `flash_attention` takes these, and is the faster way."""
     return (
-        IS_HERE
+        together.is_used()
         and is_ours(q)
         and q.dtype == k.dtype == v.dtype
         and (mask is None or mask.dtype == torch.bool)

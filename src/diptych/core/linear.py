@@ -81,7 +81,7 @@ def _learns(x: Tensor, layer: nn.Linear) -> bool:
 def _suits(x: Tensor, *shapes: torch.Size) -> bool:
     """Whether the compiled product takes bfloat16 of such shapes."""
     sizes = (math.prod(x.shape[:-1]), x.shape[-1], *(size for shape in shapes for size in shape))
-    return IS_HERE and is_ours(x) and all(size > 0 and size % at.STEP == 0 for size in sizes)
+    return IS_HERE and together.is_used() and is_ours(x) and all(size > 0 and size % at.STEP == 0 for size in sizes)
 
 
 class _Linears(torch.autograd.Function):
@@ -104,9 +104,9 @@ class _Linears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *pulls: Tensor) -> tuple[Tensor | None, ...]:
         x, narrow = ctx.saved_tensors
-        rows, together = x.flatten(0, -2), joined(pulls)
-        pulls = pulls if together is None else (together,)
-        pieces = [[size] for size in ctx.sizes] if together is None else [ctx.sizes]  # each of them is one product
+        rows, beside = x.flatten(0, -2), joined(pulls)
+        pulls = pulls if beside is None else (beside,)
+        pieces = [[size] for size in ctx.sizes] if beside is None else [ctx.sizes]  # each of them is one product
         to_x: Tensor | None = None
         to_weights: list[Tensor] = []
         to_biases: list[Tensor | None] = []

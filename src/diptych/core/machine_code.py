@@ -73,32 +73,19 @@ ROWS = Library(
         "row_kernel",
     ),
 )
+_OF_MANY = (*_EVERYWHERE, "share_plan", "shares", "tile_units", "tiles", "score_lanes", "flash_plan", "flash_kernel")
 MANY = Library(
     "many",
-    (
-        Function("flash_kernel", "attend_heads", 1),
-        Function("flash_gradients", "differentiate_heads", 1),
-        Function("sweep_kernel", "sweep", 1),
-        Function("product_kernel", "multiply_turned", 1),
-    ),
-    (
-        *_EVERYWHERE,
-        "share_plan",
-        "shares",
-        "tile_units",
-        "tiles",
-        "score_lanes",
-        "flash_plan",
-        "flash_kernel",
-        "flash_gradients",
-        "sweep_plan",
-        "sweep_lanes",
-        "sweep_kernel",
-        "product_plan",
-        "product_kernel",
-    ),
+    (Function("flash_kernel", "attend_heads", 1), Function("sweep_kernel", "sweep", 1)),
+    (*_OF_MANY, "sweep_plan", "sweep_lanes", "sweep_kernel"),
 )
-LIBRARIES = {library.name: library for library in (ROWS, MANY)}
+GRADIENTS = Library(  # as long to compile as the other half; who does not train has no need of it
+    "gradients",
+    (Function("flash_gradients", "differentiate_heads", 1), Function("product_kernel", "multiply_turned", 1)),
+    (*_OF_MANY, "flash_gradients", "product_plan", "product_kernel"),
+)
+LIBRARIES = {library.name: library for library in (ROWS, MANY, GRADIENTS)}
+_HOLDERS = {function.name: library for library in LIBRARIES.values() for function in library.functions}
 _making = {name: threading.Lock() for name in LIBRARIES}
 _made: dict[str, dict[str, Callable[..., int]]] = {}
 
@@ -147,6 +134,11 @@ def begin(libraries: Sequence[Library]) -> None:
 
     for library in libraries:
         threading.Thread(target=work, args=(library,), daemon=True).start()
+
+
+def function_of(name: str) -> Callable[..., int]:
+    """One function, by its name."""
+    return compiled(_HOLDERS[name])[name]
 
 
 def compile_beside(libraries: Sequence[Library]) -> None:

@@ -57,7 +57,7 @@ def norms(x: Tensor) -> bool:
 
 def _suits(x: Tensor) -> bool:
     """What torch compiles becomes one pass by itself."""
-    return together.IS_HERE and is_ours(x) and not torch.compiler.is_compiling()
+    return together.is_used() and is_ours(x) and not torch.compiler.is_compiling()
 
 
 def _lies_like(x: Tensor, other: Tensor) -> bool:

@@ -5,7 +5,8 @@ own would be in the way of torch's, which go on looking for work for a while aft
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,32 @@ IS_HERE = (
     and (not machine_code.multiplies_tiles() or torch.cpu._init_amx())  # a process has to ask the system for them
 )
 
+_is_left_out = False
 
-def libraries(device: torch.device, dtype: torch.dtype) -> list[machine_code.Library]:
-    """What computations in a dtype on a device need compiled. It takes seconds if that was never done on this machine,
-    which are better told before a run than in its middle."""
-    return [machine_code.MANY] if IS_HERE and device.type == "cpu" and dtype == torch.bfloat16 else []
+
+def is_used() -> bool:
+    """Whether compiled code is used."""
+    return IS_HERE and not _is_left_out
+
+
+@contextmanager
+def left_out(is_so: bool = True) -> Iterator[None]:
+    """What is computed inside does without compiled code, and waits for none."""
+    global _is_left_out
+    before = _is_left_out
+    _is_left_out = before or is_so
+    try:
+        yield
+    finally:
+        _is_left_out = before
+
+
+def libraries(device: torch.device, dtype: torch.dtype, *, learns: bool = False) -> list[machine_code.Library]:
+    """What computations in a dtype on a device need compiled, and a training beside. It takes seconds if that was never
+    done on this machine, which are better told before a run than in its middle."""
+    if not is_used() or device.type != "cpu" or dtype != torch.bfloat16:
+        return []
+    return [machine_code.MANY, *[machine_code.GRADIENTS] * learns]
 
 
 def new_table(columns: int) -> NDArray[np.int64]:
@@ -54,13 +76,13 @@ def new_table(columns: int) -> NDArray[np.int64]:
 
 
 def run_together(function: str, table: NDArray[np.int64], threads: int, scratch_bytes: int = 0) -> None:
-    """Call a function of `machine_code.MANY` with the address of a table, in so many threads, each of which works in so
-    many bytes of its own: whole lines."""
+    """Call a compiled function with the address of a table, in so many threads, each of which works in so many bytes of
+    its own: whole lines."""
     assert _team is not None
     if scratch_bytes:
         scratch = torch.empty(threads * scratch_bytes + LINE, dtype=torch.uint8)
         table[SCRATCH], table[SCRATCH_BYTES] = scratch.data_ptr() + -scratch.data_ptr() % LINE, scratch_bytes
-    _team(machine_code.compiled(machine_code.MANY)[function], table.ctypes.data, threads, 0)
+    _team(machine_code.function_of(function), table.ctypes.data, threads, 0)
 
 
 def bits_of(fraction: float) -> int:

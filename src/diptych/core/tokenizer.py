@@ -52,6 +52,7 @@ class Tokenizer:
         decoder = list(_parts(json.loads(engine.decoder.__getstate__()) if engine.decoder is not None else {}))
         self._table = _bytes_of_tokens(vocabulary, type(engine.model).__name__, decoder, self._names)
         self._hides_first_space = any(map(_hides_first_space, decoder))
+        self._of_bytes = _ids_of_bytes(engine, self._table, self._names)
         self.begin: int | None = self._begin()
         house = self.specials.get(END)
         self._ends = list(ends) if ends is not None else [] if house is None else [house]
@@ -122,11 +123,15 @@ class Tokenizer:
             obey_specials: a special token's name inside `text` becomes that token, as in a rendered chat; else it is
                 spelled out.
         """
+        if self._of_bytes and not obey_specials:
+            return list(map(self._of_bytes.__getitem__, text.encode()))
         self._engine.encode_special_tokens = not obey_specials
         return list(self._engine.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on as many threads as there are cores."""
+        if self._of_bytes:
+            return list(map(self.encode, texts))
         self._engine.encode_special_tokens = True
         return [encoding.ids for encoding in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -251,6 +256,16 @@ def _bytes_of_tokens(
         else:
             table[id] = _unspelled(token, decoder).encode()
     return table
+
+
+def _ids_of_bytes(engine: Engine, table: list[bytes], names: dict[int, str]) -> list[int] | None:
+    """The id of each byte, where a text's tokens are its bytes; the engine takes 20 times as long to say so."""
+    rules = json.loads(engine.pre_tokenizer.__getstate__()) if engine.pre_tokenizer is not None else {}
+    is_plain = rules.get("type") == "ByteLevel" and not rules["add_prefix_space"] and engine.normalizer is None
+    ids = {token: id for id, token in enumerate(table) if id not in names}
+    singles = [ids.get(bytes([byte])) for byte in range(256)]
+    found = [id for id in singles if id is not None]
+    return found if is_plain and len(ids) == len(found) == 256 else None
 
 
 def _unspelled(token: str, decoder: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ in less time than torch takes to import what fake ones need (`is_small`).
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
-from diptych.core import weights
 from diptych.core.experts import active_parameters
 from diptych.train.averages import LENGTHS
 from diptych.train.meter import Watch, flops_of
 from diptych.train.optimizers import gradient_square, make_optimizers, move
-from diptych.train.outline import Outline
+from diptych.train.outline import Outline, drawing_nothing, most_operations, numbers_of
 from diptych.train.ranks import ALONE, blocks_of
 from diptych.train.recipe import OptimizerSettings
 from diptych.train.step import prepare
@@ -149,13 +148,7 @@ class Ledger(Watch):
 def is_small(outline: Outline, rows: int) -> bool:
     """Whether a step of so many rows takes real tensors some tenths of a second: 0.1 TFLOP, were each of the model's
     numbers met by each of the batch's."""
-    with _drawing_nothing():
-        numbers = sum(tensor.numel() for tensor in tree_iter(outline.batch(1)) if isinstance(tensor, Tensor)) * rows
-    if numbers > 2**16:
-        return False
-    with weights.outline():
-        parameters = sum(parameter.numel() for parameter in outline.make().parameters())
-    return 6 * parameters * numbers <= 1e11
+    return numbers_of(outline) * rows <= 2**16 and most_operations(outline) * rows <= 1e11
 
 
 def footprint(
@@ -180,7 +173,7 @@ def footprint(
     """
     is_lower = compute in (torch.bfloat16, torch.float16)
     ledger = Ledger()
-    with _drawing_nothing() if is_real else FakeTensorMode(), ledger:
+    with drawing_nothing() if is_real else FakeTensorMode(), ledger:
         model = outline.make()
         ledger.begin("optimizer")
         optimizers = make_optimizers(model, optimizer, compute)
@@ -244,11 +237,6 @@ def _swapped(model: nn.Module, is_averaged: bool) -> Iterator[None]:
     before = {name: value.clone() for name, value in model.state_dict().items()} if is_averaged else {}
     yield
     del before
-
-
-def _drawing_nothing() -> AbstractContextManager[None]:
-    """What is drawn inside leaves the random numbers of a run as they are."""
-    return torch.random.fork_rng(devices=[])
 
 
 def _autocast(compute: torch.dtype, is_lower: bool) -> Any:

@@ -13,12 +13,13 @@ import torch
 
 from diptych.core.machine_code import compile_beside
 from diptych.core.precision import choose
-from diptych.core.together import libraries
+from diptych.core.together import left_out, libraries
 from diptych.data.reading import Read, read_ahead
 from diptych.data.trouble import Troubles
 from diptych.train.card import model_card
 from diptych.train.meter import Meter
 from diptych.train.optimizers import make_optimizers
+from diptych.train.outline import is_short
 from diptych.train.ranks import ALONE, Ranks, blocks_of
 from diptych.train.recipe import Recipe
 from diptych.train.refusal import IN_A_ROW, save_batches
@@ -164,11 +165,12 @@ def train(
     board = Board(run.path, state.step) if settings.tensorboard and ranks.is_first else None
     keeper = Keeper(recipe, task, run, ranks, state, board)
     model.train()
-    compile_beside(libraries(device, compute))
+    does_without = is_short(recipe)
+    compile_beside([] if does_without else libraries(device, compute, learns=True))
     started, first = time.perf_counter(), state.step
     spent = state.seconds
     waiting = _Waiting(reading)
-    with _interrupts() as interrupted:
+    with _interrupts() as interrupted, left_out(does_without):
         for step in range(state.step, settings.steps):
             read, waited = waiting.take()
             troubles.saw(rows)

@@ -6,17 +6,22 @@ A plan is made before there is any data, and often for a machine that is not her
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
+from diptych.core import weights
 from diptych.core.spelling import unknown
 from diptych.data.source import Source
 from diptych.train.recipe import Recipe
 from diptych.train.tasks import TASKS
+
+SHORT = 1e13  # operations of a training, at most: small steps of as many take two cores 10 to 20 seconds
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,33 @@ def outline_of(recipe: Recipe) -> Outline:
         raise ValueError(f"the objective {recipe.run.objective} cannot be planned yet")
     found: Outline = importlib.import_module(TASKS[recipe.run.objective]).outline(recipe)
     return found
+
+
+def numbers_of(outline: Outline) -> int:
+    """How many numbers a row of a batch has."""
+    with drawing_nothing():
+        return sum(tensor.numel() for tensor in tree_iter(outline.batch(1)) if isinstance(tensor, Tensor))
+
+
+def most_operations(outline: Outline) -> float:
+    """Floating-point operations of a row, forward and backward, were each of the model's numbers met by each of the
+    row's: not less than they are, but for attention."""
+    with weights.outline():
+        parameters = sum(parameter.numel() for parameter in outline.make().parameters())
+    return 6.0 * parameters * numbers_of(outline)
+
+
+def drawing_nothing() -> AbstractContextManager[None]:
+    """What is drawn inside leaves the random numbers of a run as they are."""
+    return torch.random.fork_rng(devices=[])
+
+
+def is_short(recipe: Recipe) -> bool:
+    """Whether a whole training takes a CPU some seconds, as far as its steps go: it would be over before what it could
+    have compiled is. A function of the recipe alone, so that whether code is kept from before changes no number."""
+    if not has_outline(recipe):
+        return False
+    return most_operations(outline_of(recipe)) * recipe.run.batch * recipe.run.steps <= SHORT
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -17,10 +17,11 @@ import torch
 
 from diptych.core.kernels import of_another_machine
 from diptych.core.precision import choose
+from diptych.core.together import left_out
 from diptych.train.footprint import Footprint, footprint, is_small
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
 from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, WORKSPACES, Machine, read_machines
-from diptych.train.outline import Outline, has_outline, outline_of
+from diptych.train.outline import Outline, has_outline, is_short, outline_of
 from diptych.train.probe import Probe, Request, probe
 from diptych.train.ranks import blocks_of
 from diptych.train.recipe import Recipe, RunSettings
@@ -372,7 +373,7 @@ def _footprint(
 ) -> Footprint:
     """Args: `is_here` says that the step would run on this CPU, with the kernels that are made for it."""
     run = recipe.run
-    with of_another_machine(not is_here):
+    with of_another_machine(not is_here), left_out(is_here and is_short(recipe)):
         return footprint(
             outline,
             rows,

@@ -92,10 +92,11 @@ def measure(request: Request) -> Probe:
     import diptych.train.loop  # noqa: F401 - a run has it in memory
     from diptych.core.allocator import give_back, keep_freed_memory
     from diptych.core.precision import choose
+    from diptych.core.together import left_out
     from diptych.train.machines import EMPTY_CONTEXT
     from diptych.train.meter import Meter, forget_most_held, most_held, resident_bytes
     from diptych.train.optimizers import make_optimizers
-    from diptych.train.outline import NOTHING, Chore, outline_of
+    from diptych.train.outline import NOTHING, Chore, is_short, outline_of
     from diptych.train.plan import plan_here
     from diptych.train.ranks import ALONE, blocks_of
     from diptych.train.recipe import read_recipe
@@ -115,7 +116,7 @@ def measure(request: Request) -> Probe:
         return int(total - free - torch.cuda.memory_reserved(device))
 
     used_before = beside() if device.type == "cuda" else 0  # by other processes, too
-    outline = outline_of(recipe)
+    outline, does_without = outline_of(recipe), is_short(recipe)
     # A run holds its recipe against the machine and measures its peak before it starts; what that brings into memory
     # stays.
     plan_here(recipe, seconds=0)
@@ -161,7 +162,8 @@ def measure(request: Request) -> Probe:
         while len(times) <= least or (time.perf_counter() < until and len(times) <= MOST):
             batch = outline.batch(rows)
             updates[0], started = 0.0, time.perf_counter()
-            done = stepper([batch], state.step, 0.0)
+            with left_out(does_without):
+                done = stepper([batch], state.step, 0.0)
             stepped = time.perf_counter()
             state.advance(done, 0.0)
             update = updates[0] + time.perf_counter() - stepped
@@ -191,7 +193,7 @@ def measure(request: Request) -> Probe:
         """Seconds of a piece: the median without the first, which may compile. They are as many as a run does, where
         there is time for that, since each leaves a little less room in one piece than the one before."""
         times: list[float] = []
-        with state.averaged():
+        with state.averaged(), left_out(does_without):
             until = time.perf_counter() + request.seconds
             while len(times) < 2 or (len(times) < chore.pieces and time.perf_counter() < until):
                 started = time.perf_counter()
