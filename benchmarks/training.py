@@ -21,6 +21,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +42,7 @@ NANOGPT_ON_A_CPU = (
 )
 LLAMA = ("norm=rms", "activation=silu", "is_gated=true", "hidden=1024")
 WARM = 5  # steps that are not counted
+TURN = 5  # steps of a run between two of another
 
 
 class Ours:
@@ -52,26 +55,36 @@ class Ours:
             line = json.dumps({"text": text.read_text(encoding="utf-8")})
             (folder / "shakespeare.jsonl").write_text(line + "\n", encoding="utf-8")
 
-    def train(
-        self,
-        recipe: str,
-        *changes: str,
-        launcher: tuple[str, ...] = (),
-        threads: int | None = None,
-        is_first: bool = False,
-    ) -> Path:
+    def train(self, recipe: str, *changes: str, is_first: bool = False) -> Path:
         """The folder of a finished run; `is_first` says that it is to be as the first one on a machine."""
+        run, command, environment = self._command(recipe, *changes, is_first=is_first)
+        subprocess.run(command, check=True, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
+        return run
+
+    def begin(self, recipe: str, *changes: str, processes: int, threads: int) -> "Paused":
+        """A run of several processes, as torchrun would start them, that waits for its turn."""
+        run, command, environment = self._command(recipe, *changes, "--threads", str(threads))
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        place |= {"WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads)}
+        started = []
+        for rank in range(processes):
+            mine = environment | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(
+                subprocess.Popen(
+                    command, cwd=self.folder, env=mine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+            )
+        return Paused(run, started)
+
+    def _command(self, recipe: str, *arguments: str, is_first: bool = False) -> tuple[Path, list[str], dict[str, str]]:
         self.number += 1
         run, cache = self.folder / f"run-{self.number}", self.folder / f"cache-{self.number}"
         if not is_first:
             shutil.copytree(self.compiled(), cache)
-        command = [sys.executable, *launcher, "-m", "diptych", "train", str(RECIPES / recipe), *changes]
-        command += ["--out", str(run), *([] if threads is None else ["--threads", str(threads)])]
-        environment = os.environ | {"DIPTYCH_CACHE": str(cache)}
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        subprocess.run(command, check=True, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
-        return run
+        command = [sys.executable, "-m", "diptych", "train", str(RECIPES / recipe), *arguments, "--out", str(run)]
+        return run, command, os.environ | {"DIPTYCH_CACHE": str(cache)}
 
     def compiled(self) -> Path:
         """A cache folder with what is compiled once a machine."""
@@ -87,15 +100,53 @@ class Ours:
             subprocess.run([sys.executable, "-c", code], check=True, env=environment)
         return cache
 
-    def speed(self, *arguments: Any, **named: Any) -> float:
+    def speed(self, *arguments: str) -> float:
         """Tokens a second of the whole loop, the first steps left out."""
-        lines = metrics(self.train(*arguments, **named))
-        steps = [line for line in lines if "loss" in line][WARM:]
-        return (steps[-1]["tokens"] - steps[0]["tokens"]) / (steps[-1]["seconds"] - steps[0]["seconds"])
+        return pace(steps_of(self.train(*arguments))[WARM:])
+
+
+class Paused:
+    """A run whose processes are stopped but for its turns, so that several runs meet the same minutes."""
+
+    def __init__(self, run: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+        self.run, self.processes = run, processes
+
+    def turn(self, steps: int) -> float:
+        """Tokens a second of so many steps that began and ended in this turn: not of the one that the last turn cut."""
+        before = len(steps_of(self.run))
+        self._signal(signal.SIGCONT)
+        while len(made := steps_of(self.run)) < before + 1 + steps:
+            if any(process.poll() is not None for process in self.processes):
+                raise RuntimeError(f"a process of the run in {self.run} ended before its turns did")
+            time.sleep(0.02)
+        self._signal(signal.SIGSTOP)
+        return pace(made[before : before + 1 + steps])
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def _signal(self, number: int) -> None:
+        for process in self.processes:
+            process.send_signal(number)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """Its lines so far, but for one that is still being written."""
+    path = run / "metrics.jsonl"
+    written = path.read_text().rpartition("\n")[0] if path.is_file() else ""
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    return [line for line in metrics(run) if "loss" in line]
+
+
+def pace(steps: list[dict[str, Any]]) -> float:
+    """Tokens a second by the median of what lies between the ends of two steps, as of peers (`peers.rate`)."""
+    seconds = [later["seconds"] - earlier["seconds"] for earlier, later in itertools.pairwise(steps)]
+    return float(steps[-1]["tokens"] - steps[-2]["tokens"]) / statistics.median(seconds)
 
 
 def validation_loss(line: dict[str, Any]) -> float:
@@ -204,17 +255,35 @@ def unet(ours: Ours, options: argparse.Namespace) -> None:
 
 
 def ranks(ours: Ours, options: argparse.Namespace) -> None:
-    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    copies = ("parallel.replicate=2", "parallel.shard=1")
+    """All runs at once, of which one makes some steps while the others are stopped: what two processes lose is less
+    than what one minute differs from the next."""
+    copies, many = ("parallel.replicate=2", "parallel.shard=1"), "run.steps=100000"
+    ours.compiled()
     sides = {
-        "1 process x 2 threads": lambda: ours.speed("gpt-12m.toml", threads=2),
-        "2 ranks x 1 thread, sharded": lambda: ours.speed("gpt-12m.toml", launcher=two, threads=1),
-        "2 ranks x 1 thread, copies": lambda: ours.speed("gpt-12m.toml", *copies, launcher=two, threads=1),
+        "1 process x 2 threads": ours.begin("gpt-12m.toml", many, processes=1, threads=2),
+        "2 ranks x 1 thread, sharded": ours.begin("gpt-12m.toml", many, processes=2, threads=1),
+        "2 ranks x 1 thread, copies": ours.begin("gpt-12m.toml", many, *copies, processes=2, threads=1),
     }
-    medians = compare("tokens/s", options.times, sides)
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    try:
+        for side in sides.values():
+            side.turn(WARM)
+        for number in range(1, options.times * options.steps // TURN + 1):
+            for name, side in sides.items():
+                found[name].append(side.turn(TURN))
+            print(f"round {number}:", ", ".join(f"{name} {found[name][-1]:,.4g}" for name in sides), flush=True)
+    finally:
+        for side in sides.values():
+            side.end()
     first, *others = sides
+    for name, values in found.items():
+        print(f"{name}: median {statistics.median(values):,.4g} tokens/s ({min(values):,.4g} to {max(values):,.4g})")
     for name in others:
-        print(f"{name} / {first}: {medians[name] / medians[first]:.2f}")
+        shares = sorted(mine / one for mine, one in zip(found[name], found[first], strict=True))
+        middle = statistics.median(shares)
+        print(
+            f"{name} / {first}: {middle:.2f}, the median of {len(shares)} rounds ({shares[0]:.2f} to {shares[-1]:.2f})"
+        )
 
 
 def share(ours: Ours, options: argparse.Namespace) -> None:

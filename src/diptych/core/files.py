@@ -35,13 +35,15 @@ def flush_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, it becomes `path` in one rename."""
+    """Yield a temporary path beside `path`; when the block ends well, it becomes `path` in one rename. What the system
+    refuses to write is said of `path`: an OSError that has its name."""
     path = Path(path)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        with _named(path, temporary):
+            yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
@@ -63,14 +65,15 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
     A folder cannot be replaced in one rename, so the old one is moved aside first: at every moment either the old or
     the new folder is whole under `path`, or the old one is under `.<name>.old`, from where `recover_directory` puts it
-    back before the next reading or writing.
+    back before the next reading or writing. What the system refuses to write is said of `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        yield temporary
+        with _named(path, temporary):
+            yield temporary
         put_in_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -102,6 +105,17 @@ def recover_directory(path: str | Path) -> None:
     aside = path.parent / f".{path.name}.old"
     if not path.exists() and aside.exists():
         os.replace(aside, path)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """An OSError of the temporary file or folder, or of no file, as when a disk is full, is one of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not str(error.filename or temporary).startswith(str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _umask() -> int:

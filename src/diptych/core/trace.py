@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diptych.core.files import atomic_file, output_path
+from diptych.core.weights import save_tensors
 
 FORMAT = "diptych-trace-1"
 Panel = Literal["text", "image"]
@@ -50,7 +50,7 @@ class Trace:
         }
         arrays = {name: array.detach().cpu().contiguous().clone() for name, array in self.arrays.items()}  # none shared
         with atomic_file(path) as temporary:
-            save_file(arrays, temporary, metadata={"format": FORMAT, "trace": json.dumps(about, allow_nan=False)})
+            save_tensors(arrays, temporary, metadata={"format": FORMAT, "trace": json.dumps(about, allow_nan=False)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":

@@ -6,6 +6,8 @@ them, the layout that the field's other tools read and write.
 
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,11 +49,11 @@ def save(
         (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         shards = _shards(tensors, shard_bytes)
         if len(shards) == 1:
-            save_file(shards[0], temporary / WEIGHTS, FORMAT)
+            save_tensors(shards[0], temporary / WEIGHTS, FORMAT)
         else:
             names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
             for name, shard in zip(names, shards, strict=True):
-                save_file(shard, temporary / name, FORMAT)
+                save_tensors(shard, temporary / name, FORMAT)
             where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
             size = sum(tensor.nbytes for tensor in tensors.values())
             index = {"metadata": {"total_size": size}, "weight_map": where}
@@ -85,6 +87,22 @@ def whole(tensor: Tensor) -> Tensor:
 def mesh_of(tensor: Tensor) -> Any:
     """The processes that a tensor lies over (a `DeviceMesh`); None of one that this process has to itself."""
     return getattr(tensor, "device_mesh", None)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file.
+
+    Raises:
+        OSError: what the system refuses, as in any other writing: safetensors says it in a text of its own, with the
+            system's number at its end.
+    """
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -21,12 +21,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diptych.core.files import atomic_directory, atomic_file, output_path
 from diptych.core.lora import Adapter, LoraSettings, LowRank, adaptable
-from diptych.core.weights import read_object
+from diptych.core.weights import read_object, save_tensors
 from diptych.image.clip import TextTower
 from diptych.image.model import ImageModel
 from diptych.image.unet import UNet
@@ -179,10 +178,10 @@ def write_lora(adapter: Adapter, parts: Mapping[str, nn.Module], path: str | Pat
     path = Path(path)
     if path.suffix == ".safetensors":
         with atomic_file(output_path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            save_tensors(tensors, temporary, metadata={"format": "pt"})
         return
     with atomic_directory(path) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diptych.core.files import atomic_directory
 from diptych.core.lora import Adapter, LoraSettings, LowRank
-from diptych.core.weights import read_object
+from diptych.core.weights import read_object, save_tensors
 from diptych.interop.configs import architecture_for
 from diptych.interop.tensors import Place, places
 from diptych.text.decoder import DecoderConfig
@@ -91,7 +91,7 @@ def write_adapter(
     }
     with atomic_directory(directory) as temporary:
         (temporary / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
 

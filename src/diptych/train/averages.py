@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diptych.core.files import atomic_directory, atomic_file
-from diptych.core.weights import local
+from diptych.core.weights import local, save_tensors
 
 Tensors = dict[str, Tensor]
 LENGTHS = (0.05, 0.10)  # of the two averages that snapshots hold, as shares of training (Karras et al. 2024, sec. 3.1)
@@ -76,7 +76,7 @@ def save_snapshot(path: Path, tensors: Tensors, step: int) -> None:
     """Both averages in float16, which keeps them exact enough to put others together (Karras et al. 2024, app. C)."""
     half = {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in half.items()}, temporary, {"step": str(step)})
+        save_tensors({name: value.contiguous().cpu() for name, value in half.items()}, temporary, {"step": str(step)})
 
 
 def synthesise(folder: Path, length: float) -> Tensors:
@@ -131,7 +131,7 @@ def average_model(run: Path, length: float, out: Path) -> None:
         for file in temporary.glob("*.safetensors"):
             tensors = load_file(file)
             kept = {name: averaged[name].to(value.dtype) for name, value in tensors.items() if name in averaged}
-            save_file(tensors | {name: value.contiguous() for name, value in kept.items()}, file)
+            save_tensors(tensors | {name: value.contiguous() for name, value in kept.items()}, file)
         with (temporary / "README.md").open("a", encoding="utf-8") as card:
             card.write(
                 f"\n## Another average\n\nThe weights here are averaged over {length:g} of the training (Karras et al. "

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diptych.core.files import atomic_file
+from diptych.core.weights import save_tensors
 
 IN_A_ROW = 3  # refused steps that stop a run
 
@@ -52,4 +52,4 @@ def save_batches(path: Path, parts: Sequence[tuple[Tensor, ...]]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(tensors, temporary)

@@ -4,8 +4,6 @@ One process writes a file like any other. Several write what each of them holds,
 whose reader takes the one file, too.
 """
 
-import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from diptych.core.weights import save_tensors
 from diptych.train.ranks import Ranks
 
 Tensors = dict[str, Tensor]
@@ -32,10 +30,7 @@ def write_tensors(tensors: Tensors, folder: Path, ranks: Ranks) -> None:
     plain = {name: value.detach().contiguous() for name, value in tensors.items()}
     if ranks.mesh is None:
         folder.mkdir()
-        try:
-            save_file({name: value.cpu() for name, value in plain.items()}, folder / OF_ONE)
-        except SafetensorError as error:
-            raise _refused(error) from error
+        save_tensors({name: value.cpu() for name, value in plain.items()}, folder / OF_ONE)
         return
     # One process does without what this imports: torch's compiler, which takes a second.
     from torch.distributed.checkpoint.api import CheckpointException
@@ -75,12 +70,6 @@ def read_tensors(tensors: Tensors, folder: Path) -> None:
     with _quiet():
         reader = HuggingFaceStorageReader(str(folder))
         load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
-
-
-def _refused(error: SafetensorError) -> OSError:
-    """What the system refused in writing; safetensors has its number at the end of a text of its own."""
-    found = re.search(r"os error (\d+)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 
 @contextmanager
