@@ -1,5 +1,6 @@
 """The benchmarks are too long for a test; that they start, and reach into what is there, is not."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,3 +112,44 @@ def test_samplers_are_compared_with_a_clone_or_not_at_all(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     done = run(str(BENCHMARKS / "samplers.py"), "nowhere", folder=tmp_path)
     assert (done.returncode, done.stderr) == (1, "samplers: 'nowhere' is no clone of k-diffusion\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a process can be stopped for a while")
+def test_of_runs_in_turns_one_works_while_the_others_are_stopped(tmp_path: Path) -> None:
+    """A step of 20 ms stands for one of a training; the one that a turn cuts is not counted."""
+    step = (
+        "import json, pathlib, time\n"
+        "log, step = pathlib.Path('metrics.jsonl').open('a', buffering=1), 0\n"
+        "while True:\n"
+        "    time.sleep(0.02); step += 1\n"
+        "    print(json.dumps({'loss': 1.0, 'seconds': time.perf_counter(), 'tokens': 100 * step}), file=log)\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import training, subprocess, time; from pathlib import Path\n"
+        f"process = subprocess.Popen([sys.executable, '-c', {step!r}])\n"
+        "run = training.Paused(Path(), [process])\n"
+        "try:\n"
+        "    run.turn(2)\n"
+        "    for _ in range(3):\n"
+        "        time.sleep(0.1)\n"
+        "        before = len(training.steps_of(Path()))\n"
+        "        time.sleep(0.3)\n"
+        "        assert len(training.steps_of(Path())) == before\n"
+        "        assert 1000 < run.turn(3) < 5000, 'a step takes 20 ms and what the machine adds'\n"
+        "finally:\n"
+        "    run.end()\n"
+        "assert process.returncode\n"
+    )
+    done = run("-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_that_ends_before_its_turn_is_said(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import training, subprocess; from pathlib import Path\n"
+        "ended = subprocess.Popen([sys.executable, '-c', '']); ended.wait()\n"
+        "training.Paused(Path(), [ended]).turn(1)\n"
+    )
+    done = run("-c", code, folder=tmp_path)
+    assert "ended before its turns did" in done.stderr.splitlines()[-1]
