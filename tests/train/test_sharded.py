@@ -1,7 +1,10 @@
-"""Checkpoints of one process and of several are one kind of thing: each reads the other's. What several write is read
-by one in `test_ranks`."""
+"""Checkpoints of one process and of several are one kind of thing: each reads the other's."""
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,33 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from diptych.train.ranks import ALONE
 from diptych.train.sharded import read_tensors, write_tensors
+
+TWO = """
+import torch, torch.distributed as dist
+from pathlib import Path
+from types import SimpleNamespace
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from diptych.train.sharded import write_tensors
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+halves = distribute_tensor(torch.arange(12.0).view(4, 3), mesh, [Shard(0)])
+write_tensors({"a": halves}, Path("part"), SimpleNamespace(mesh=mesh))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote, half of a tensor each."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "part").mkdir()
+    (folder / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
+    home = {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=os.environ | home, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "part"
 
 
 def made() -> dict[str, torch.Tensor]:
@@ -41,3 +71,29 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path) -> None:
     os.truncate(tmp_path / "step-8" / "part" / "tensors.safetensors", 100)
     with pytest.raises(ValueError, match=r"tensors.safetensors' is damaged: [^\n]+; without '[^\n]+$"):
         read_tensors(made(), tmp_path / "step-8" / "part")
+
+
+def test_what_two_processes_wrote_is_read_by_one(of_two: Path) -> None:
+    found = torch.zeros(4, 3)
+    read_tensors({"a": found}, of_two)
+    assert torch.equal(found, torch.arange(12.0).view(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda first, last: os.truncate(first, first.stat().st_size - 5), "incomplete metadata"),
+        (lambda first, last: first.write_bytes(b"x" * 200), "header too large"),
+        (lambda first, last: first.unlink(), "it lacks a, or a part of it"),
+        (lambda first, last: last.unlink(), "it lacks a, or a part of it"),
+    ],
+)
+def test_of_what_several_wrote_nothing_may_be_damaged_or_gone(
+    harm: Callable[[Path, Path], object], why: str, of_two: Path, tmp_path: Path
+) -> None:
+    """torch alone would read what is left, and the rest would be as it was before."""
+    shutil.copytree(of_two, tmp_path / "step-8" / "part")
+    first, last = sorted((tmp_path / "step-8" / "part").iterdir())
+    harm(first, last)
+    with pytest.raises(ValueError, match=rf"part' is damaged: [^\n]*{why}[^\n]*; without '.*step-8' the run goes on"):
+        read_tensors({"a": torch.zeros(4, 3)}, tmp_path / "step-8" / "part")

@@ -4,6 +4,7 @@ One process writes a file like any other. Several write what each of them holds,
 whose reader takes the one file, too.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ def read_tensors(tensors: Tensors, folder: Path) -> None:
     """Fill the tensors given from `folder`, whatever the number of processes that wrote it and that read it.
 
     Raises:
-        ValueError: in one line, for a file of one process that is damaged or lacks one of them.
+        ValueError: in one line, for what is damaged or lacks one of them or a part of one.
     """
     file = folder / OF_ONE
     if not dist.is_initialized() and file.is_file():
@@ -60,16 +61,31 @@ def read_tensors(tensors: Tensors, folder: Path) -> None:
                 for name, tensor in tensors.items():
                     tensor.copy_(opened.get_tensor(name))
         except SafetensorError as error:
-            raise ValueError(
-                f"'{file}' is damaged: {error}; without '{folder.parent}' the run goes on from the checkpoint before"
-            ) from error
+            raise _damaged(file, folder, error) from error
         return
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    with _quiet():
-        reader = HuggingFaceStorageReader(str(folder))
-        load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        with _quiet():
+            # Where a file is gone torch reads what the others have, and leaves the rest of a tensor as it is.
+            there = reader.read_metadata().state_dict_metadata
+            for name, tensor in tensors.items():
+                chunks = getattr(there.get(name), "chunks", ())
+                if sum(math.prod(chunk.sizes) for chunk in chunks) < tensor.numel():
+                    raise _damaged(folder, folder, f"it lacks {name}, or a part of it")
+            load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+    except SafetensorError as error:
+        raise _damaged(folder, folder, error) from error
+    except CheckpointException as error:
+        raise _damaged(folder, folder, next(iter(error.failures.values()))[0]) from error
+
+
+def _damaged(place: Path, folder: Path, why: object) -> ValueError:
+    instead = f"without '{folder.parent}' the run goes on from the checkpoint before"
+    return ValueError(f"'{place}' is damaged: {why}; {instead}")
 
 
 @contextmanager
