@@ -43,6 +43,14 @@ def test_the_squared_relu_has_the_gradient_that_torch_derives(dtype):
         assert torch.equal(ours, theirs)
 
 
+def test_the_squared_relu_can_be_differentiated_twice_and_transformed():
+    square = ACTIVATIONS["relu2"]
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradgradcheck(square, x)
+    rows = torch.func.vmap(torch.func.grad(lambda row: square(row).sum()))(x.detach())
+    assert torch.equal(rows, 2 * x.detach().relu())
+
+
 def test_an_unknown_activation_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="unknown activation 'sillu'; did you mean 'silu'"):
         FeedForward(6, 10, activation="sillu")

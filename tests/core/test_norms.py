@@ -67,3 +67,25 @@ def test_a_norm_that_learns_gives_what_one_gives_that_does_not(dtype):
     assert learned.requires_grad
     with torch.no_grad():
         assert torch.equal(norm(x), learned)
+
+
+def test_a_norm_can_be_differentiated_twice_and_transformed():
+    """As what needs the curvature of a loss does, or the gradient of each row by itself."""
+    norm = RMSNorm(6, eps=1e-2).double()
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, _: norm(x), (x, norm.weight))
+    rows = torch.func.vmap(torch.func.grad(lambda row: norm(row).square().sum()))(x.detach())
+    norm(x).square().sum().backward()
+    assert torch.allclose(rows, x.grad)
+
+
+def test_what_is_frozen_gets_no_gradient_from_a_norm():
+    norm, x = RMSNorm(6).requires_grad_(False), torch.randn(3, 6, requires_grad=True)
+    torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)[0].sum().backward()
+    assert norm.weight.grad is None
+    before = x.grad.clone()
+    norm.requires_grad_(True)
+    norm(x.detach()).square().sum().backward()
+    assert norm.weight.grad.norm() > 0
+    assert torch.equal(x.grad, before)

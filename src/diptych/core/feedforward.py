@@ -7,17 +7,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from diptych.core import sweeps
 from diptych.core.fused import linear_gelu, linear_plus, linear_times
 from diptych.core.linear import Linear, linears
 from diptych.core.spelling import unknown
+from diptych.core.unchanged import is_transformed
 
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021, "Primer"): as good as a gate where there is none, and quick on a CPU."""
-    if torch.is_grad_enabled() and x.requires_grad and type(x) is Tensor and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and x.requires_grad and type(x) is Tensor and not is_transformed():
         squared: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
         return squared
     return F.relu(x).square()
@@ -28,16 +28,15 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive.square()
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        to_x: Tensor = (pull * positive).mul_(2)
-        return to_x
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # whose own gradient is asked for
+            return F.relu(x) * pull * 2
+        return F.relu(x).mul_(pull).mul_(2)
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from diptych.core import sweeps
 from diptych.core.precision import at_least_float32
-from diptych.core.unchanged import has_hooks
+from diptych.core.unchanged import has_hooks, is_transformed
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +37,7 @@ def _is_learning(x: Tensor, weight: Tensor) -> bool:
     """Whether gradients are to be known, of plain tensors on a CPU."""
     is_plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)
     needs = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return needs and is_plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return needs and is_plain and x.device.type == "cpu" and not is_transformed()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -50,17 +49,25 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
+        ctx.eps = eps
         return (x * scale).mul_(weight)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # whose own gradient is asked for
+            again = F.rms_norm(x, weight.shape, weight, ctx.eps)
+            needed = [one for one, is_needed in zip((x, weight), needs, strict=True) if is_needed]
+            found = iter(torch.autograd.grad(again, needed, pull, create_graph=True))
+            return next(found) if needs[0] else None, next(found) if needs[1] else None, None
         mean, width = torch.zeros_like(scale), x.shape[-1]
         to_x, to_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            pull, x, [width], mean, scale, weight, None, [True, True, False]
+            pull, x, [width], mean, scale, weight, None, [*needs, False]
         )
-        return to_x.add_((pull @ weight).unsqueeze(-1).mul_(scale / width)), to_weight, None
+        if needs[0]:
+            to_x.add_((pull @ weight).unsqueeze(-1).mul_(scale / width))
+        return to_x, to_weight, None
 
 
 class LayerNorm(nn.LayerNorm):

@@ -1,13 +1,20 @@
-"""Whether a network is still the one that tables or recordings were made of."""
+"""Whether a network is still the one that tables or recordings were made of, and is computed as it stands."""
 
 from operator import is_
 
+import torch
 from torch import nn
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether it does more than its `forward` when it is called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_transformed() -> bool:
+    """Whether what is computed is traced (`torch.compile`) or transformed (`torch.func`): a function with a gradient of
+    its own is opaque to both."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 class Unchanged:
