@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diptych.core import sweeps
 from diptych.core.precision import at_least_float32
-from diptych.core.unchanged import has_hooks, is_transformed
+from diptych.core.unchanged import has_hooks, is_divided, is_transformed
 
 
 class RMSNorm(nn.Module):
@@ -34,10 +34,9 @@ class RMSNorm(nn.Module):
 
 
 def _is_learning(x: Tensor, weight: Tensor) -> bool:
-    """Whether gradients are to be known, of plain tensors on a CPU."""
-    is_plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)
+    """Whether gradients are to be known, on a CPU."""
     needs = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return needs and is_plain and x.device.type == "cpu" and not is_transformed()
+    return needs and x.device.type == "cpu" and not (is_divided(x) or is_divided(weight) or is_transformed())
 
 
 class _RMSNorm(torch.autograd.Function):
