@@ -2,8 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,24 @@ def kernels() -> Callable[[Path], Path]:
         return folder
 
     return cache_at
+
+
+@pytest.fixture
+def disk() -> Callable[[], AbstractContextManager[Callable[[], None]]]:
+    """`with disk() as fill`: from `fill()` on it is full. The limit on a file's size stands for that: writing fails in
+    the middle of a file, with what the system says."""
+
+    @contextmanager
+    def until_then() -> Iterator[Callable[[], None]]:
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return until_then
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
-"""What a full disk does to files that are written whole or not at all. The limit on a file's size stands for it:
-writing fails in the middle, with what the system says."""
+"""What a full disk does to files that are written whole or not at all."""
 
-import resource
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,18 +13,6 @@ from diptych.core.files import atomic_directory, atomic_file, write_atomically
 from diptych.core.trace import Trace
 
 LARGE = {"weight": torch.zeros(4096)}
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def save_trace(path: Path) -> None:
@@ -44,11 +29,12 @@ def save_text(path: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_trace, save_checkpoint, save_text])
 def test_it_is_said_in_the_systems_words_of_the_file_that_was_asked_for(
-    save: Callable[[Path], None], tmp_path: Path
+    save: Callable[[Path], None], disk: Callable[[], AbstractContextManager[Callable[[], None]]], tmp_path: Path
 ) -> None:
     save(tmp_path / "made")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with full_disk(), pytest.raises(OSError, match="File too large") as refused:
+    with disk() as fill, pytest.raises(OSError, match="File too large") as refused:
+        fill()
         save(tmp_path / "made")
     assert refused.value.filename == str(tmp_path / "made")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -3,8 +3,9 @@
 import json
 import math
 import os
-import resource
 import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -488,22 +489,17 @@ def test_what_is_broken_is_counted_and_too_much_of_it_stops_the_run(folder: Path
 # ---- the disk --------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_says_so_in_one_line(folder: Path) -> None:
-    """The limit on a file's size stands for the full disk: writing fails in the middle of a file, with what the
-    system says."""
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so_in_one_line(
+    folder: Path, disk: Callable[[], AbstractContextManager[Callable[[], None]]]
+) -> None:
     run = stopped_at(folder, "run", 8)
     before = kept(run, 8, "weights")
     recipe = recipe_of(folder)
     task = Lines(recipe)
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    task.events[11] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, unlimited[1]))
-    try:
-        with pytest.raises(ValueError, match=r"step-00000012' cannot be written: File too large; earlier checkpoints"):
-            train(recipe, task, run, lambda progress: None, dtype="float32")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        signal.signal(signal.SIGXFSZ, handler)
+    refused = pytest.raises(ValueError, match=r"step-00000012' cannot be written: File too large; earlier checkpoints")
+    with disk() as fill, refused:
+        task.events[11] = fill
+        train(recipe, task, run, lambda progress: None, dtype="float32")
     assert run.steps() == [4, 8]
     assert same(kept(run, 8, "weights"), before)
     _, _, figures = run_of(folder, "run")

@@ -143,7 +143,7 @@ def begin_compiling(device: str | None, dtype: str | None, *, learns: bool = Fal
     from diptych.core import machine_code
 
     if machine_code.is_for(device, dtype):
-        machine_code.begin([machine_code.MANY, *[machine_code.GRADIENTS] * learns])
+        machine_code.begin(machine_code.of_many(learns))
 
 
 def image_model(name: str, device: str | None, dtype: str | None) -> "ImageModel":

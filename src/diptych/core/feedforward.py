@@ -12,12 +12,13 @@ from diptych.core import sweeps
 from diptych.core.fused import linear_gelu, linear_plus, linear_times
 from diptych.core.linear import Linear, linears
 from diptych.core.spelling import unknown
-from diptych.core.unchanged import is_divided, is_transformed
+from diptych.core.unchanged import is_transformed
+from diptych.core.weights import mesh_of
 
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021, "Primer"): as good as a gate where there is none, and quick on a CPU."""
-    if torch.is_grad_enabled() and x.requires_grad and not (is_divided(x) or is_transformed()):
+    if torch.is_grad_enabled() and x.requires_grad and mesh_of(x) is None and not is_transformed():
         squared: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
         return squared
     return F.relu(x).square()

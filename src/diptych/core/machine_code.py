@@ -136,6 +136,11 @@ def begin(libraries: Sequence[Library]) -> None:
         threading.Thread(target=work, args=(library,), daemon=True).start()
 
 
+def of_many(learns: bool) -> list[Library]:
+    """What computations on many rows need; with `learns` their gradients, too."""
+    return [MANY, GRADIENTS] if learns else [MANY]
+
+
 def function_of(name: str) -> Callable[..., int]:
     """One function, by its name."""
     return compiled(_HOLDERS[name])[name]

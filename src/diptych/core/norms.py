@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from diptych.core import sweeps
 from diptych.core.precision import at_least_float32
-from diptych.core.unchanged import has_hooks, is_divided, is_transformed
+from diptych.core.unchanged import has_hooks, is_transformed
+from diptych.core.weights import mesh_of
 
 
 class RMSNorm(nn.Module):
@@ -34,9 +35,9 @@ class RMSNorm(nn.Module):
 
 
 def _is_learning(x: Tensor, weight: Tensor) -> bool:
-    """Whether gradients are to be known, on a CPU."""
+    """Whether gradients are to be known, on a CPU, of what this process has to itself."""
     needs = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return needs and x.device.type == "cpu" and not (is_divided(x) or is_divided(weight) or is_transformed())
+    return needs and x.device.type == "cpu" and mesh_of(x) is mesh_of(weight) is None and not is_transformed()
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -65,7 +65,7 @@ def libraries(device: torch.device, dtype: torch.dtype, *, learns: bool = False)
     done on this machine, which are better told before a run than in its middle."""
     if not is_used() or device.type != "cpu" or dtype != torch.bfloat16:
         return []
-    return [machine_code.MANY, *[machine_code.GRADIENTS] * learns]
+    return machine_code.of_many(learns)
 
 
 def new_table(columns: int) -> NDArray[np.int64]:

@@ -11,11 +11,6 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def is_divided(x: torch.Tensor) -> bool:
-    """Whether it lies over several processes, each of which has a part: whose operations torch arranges one by one."""
-    return hasattr(x, "device_mesh")
-
-
 def is_transformed() -> bool:
     """Whether what is computed is traced (`torch.compile`) or transformed (`torch.func`): a function with a gradient of
     its own is opaque to both."""

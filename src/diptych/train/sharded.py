@@ -61,7 +61,7 @@ def read_tensors(tensors: Tensors, folder: Path) -> None:
                 for name, tensor in tensors.items():
                     tensor.copy_(opened.get_tensor(name))
         except SafetensorError as error:
-            raise _damaged(file, folder, error) from error
+            raise _damaged(folder, error, OF_ONE) from error
         return
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -75,17 +75,17 @@ def read_tensors(tensors: Tensors, folder: Path) -> None:
             for name, tensor in tensors.items():
                 chunks = getattr(there.get(name), "chunks", ())
                 if sum(math.prod(chunk.sizes) for chunk in chunks) < tensor.numel():
-                    raise _damaged(folder, folder, f"it lacks {name}, or a part of it")
+                    raise _damaged(folder, f"it lacks {name}, or a part of it")
             load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
     except SafetensorError as error:
-        raise _damaged(folder, folder, error) from error
+        raise _damaged(folder, error) from error
     except CheckpointException as error:
-        raise _damaged(folder, folder, next(iter(error.failures.values()))[0]) from error
+        raise _damaged(folder, next(iter(error.failures.values()))[0]) from error
 
 
-def _damaged(place: Path, folder: Path, why: object) -> ValueError:
+def _damaged(folder: Path, why: object, file: str = "") -> ValueError:
     instead = f"without '{folder.parent}' the run goes on from the checkpoint before"
-    return ValueError(f"'{place}' is damaged: {why}; {instead}")
+    return ValueError(f"'{folder / file}' is damaged: {why}; {instead}")
 
 
 @contextmanager
