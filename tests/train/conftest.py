@@ -138,6 +138,26 @@ validation_share = 0.2
 name = "muon"
 """
 
+# Larger, for plans, which need no data.
+TALE = """
+[run]
+objective = "next-token"
+steps = 2
+batch = 24
+workers = 0
+sample_every = 0
+
+[model]
+depth = 2
+context = 256
+overrides = { width = 256, num_heads = 4, num_kv_heads = 4, hidden = 768 }
+
+[data]
+mix = { "tale.txt" = 1 }
+vocab_size = 300
+validation_documents = 1
+"""
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, kernels: Callable[[Path], Path]) -> Iterator[Path]:
@@ -203,6 +223,17 @@ def recipe(world: Path, tmp_path: Path, finished: Callable[[str], RunDirectory])
         return _written(tmp_path, objective, world, autoencoder, *overrides)
 
     return read
+
+
+@pytest.fixture
+def tale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe TALE, written into a folder that is the working one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = tmp_path / "tale.toml"
+    path.write_text(TALE)
+    return path
 
 
 def _written(folder: Path, objective: str, world: Path, autoencoder: RunDirectory | None, *overrides: str) -> Recipe:

@@ -87,16 +87,16 @@ def test_what_two_processes_saved_goes_on_in_one_three_or_four(recipe: Callable[
     """With Muon, whose updates are gathered, AdamW and an average: the losses are those of one process throughout. On
     the way to one they are two that have a copy each."""
     chosen = recipe("next-token")
-    settings = [*PLAIN, *SIZES["next-token"]]
+    settings, shards = [*PLAIN, *SIZES["next-token"]], "parallel.replicate=1"
     train(chosen, tmp_path / "alone", 1, *settings, "run.steps=16")
-    train(chosen, tmp_path / "two", 2, *settings, "run.steps=8")
+    train(chosen, tmp_path / "two", 2, *settings, "run.steps=8", shards)
     expected = losses(tmp_path / "alone")
     for processes in (1, 3, 4):
         folder = tmp_path / f"then-{processes}"
         subprocess.run(["cp", "-r", str(tmp_path / "two"), str(folder)], check=True)
         if processes == 1:
-            train(chosen, folder, 2, *settings, "run.steps=12", "parallel.replicate=2")
-        train(chosen, folder, processes, *settings, "run.steps=16")
+            train(chosen, folder, 2, *settings, "run.steps=12")
+        train(chosen, folder, processes, *settings, "run.steps=16", shards)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         found = [line["loss"] for line in lines if "loss" in line]
         assert found == pytest.approx(expected, abs=1e-4)
@@ -106,7 +106,7 @@ def test_a_killed_process_is_replaced_and_the_run_goes_on(recipe: Callable[..., 
     """One of three dies by SIGKILL at step 9; torchrun starts all again, and they go on from the checkpoint of step 8.
     The end is that of a run in which nobody died."""
     chosen = recipe("next-token")
-    settings = [*PLAIN, *SIZES["next-token"], "run.steps=14", "run.save_every=4"]
+    settings = [*PLAIN, *SIZES["next-token"], "run.steps=14", "run.save_every=4", "parallel.replicate=1"]
     train(chosen, tmp_path / "whole", 3, *settings)
     once = tmp_path / "died"
     killer = tmp_path / "killer"
@@ -178,9 +178,23 @@ if os.environ.get("LOCAL_RANK") == "1":
 # ---- the layout ------------------------------------------------------------------------------------------------
 
 
-def test_shards_fill_the_processes_that_are_left() -> None:
-    assert ParallelSettings(replicate=2).filled(8) == ParallelSettings(2, 4, 1)
-    assert ParallelSettings(tensor=2).filled(2) == ParallelSettings(1, 1, 2)
+@pytest.mark.parametrize(
+    ("settings", "on", "full"),
+    [
+        (ParallelSettings(), "cpu", (8, 1, 1)),
+        (ParallelSettings(), "cuda", (1, 8, 1)),
+        (ParallelSettings(replicate=1), "cpu", (1, 8, 1)),
+        (ParallelSettings(replicate=2), "cpu", (2, 4, 1)),
+        (ParallelSettings(shard=2), "cuda", (4, 2, 1)),
+        (ParallelSettings(shard=1), "cuda", (8, 1, 1)),
+        (ParallelSettings(tensor=2), "cpu", (1, 4, 2)),
+        (ParallelSettings(tensor=8), "cpu", (1, 1, 8)),
+    ],
+)
+def test_what_is_not_set_fills_the_processes(settings: ParallelSettings, on: str, full: tuple[int, int, int]) -> None:
+    """Where nothing is, CPUs have a copy each and GPUs share one; what divides matrices shards as well."""
+    assert settings.filled(8, on) == ParallelSettings(*full)
+    assert ParallelSettings().filled(1, on) == ParallelSettings(1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +208,16 @@ def test_a_layout_that_does_not_fill_the_processes_is_refused(
     settings: ParallelSettings, processes: int, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        settings.filled(processes)
+        settings.filled(processes, "cpu")
+
+
+def test_several_processes_are_refused_before_they_start_where_there_is_no_room(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    chosen = recipe("next-token")
+    with pytest.raises(AssertionError, match=r"not enough memory: each process needs about .* are free for it"):
+        train(chosen, tmp_path / "run", 2, *PLAIN, "run.steps=2", "model.overrides.hidden=2000000000")
+    assert not (tmp_path / "run").exists()
 
 
 def test_heads_that_do_not_divide_are_refused(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def train(
     from diptych.train.loop import train as run_loop
     from diptych.train.meter import Meter
     from diptych.train.outline import is_short
-    from diptych.train.plan import check_start
     from diptych.train.ranks import Ranks
+    from diptych.train.room import check_start
     from diptych.train.run import RunDirectory
     from diptych.train.tasks import build
     from diptych.train.tensorboard import require_tensorboard
@@ -64,18 +64,18 @@ def train(
     with _refusing(chosen):
         if not is_short(chosen):
             frame.begin_compiling(None, dtype, learns=True)
-    keep_freed_memory()
     device, compute = frame.training_format(dtype)
     with frame.settings():
         ranks = Ranks.join(chosen.parallel, device)
+    if ranks.keeps_freed_memory:
+        keep_freed_memory()
     is_first = ranks.is_first
     if threads:
         torch.set_num_threads(threads)
     if chosen.run.tensorboard:
         require_tensorboard()
-    if ranks.mesh is None:
-        with _refusing(chosen):
-            check_start(chosen, folder, dtype=dtype)
+    with _refusing(chosen):
+        check_start(chosen, folder, dtype=dtype, ranks=ranks)
     with _refusing(chosen):
         task = build(chosen)
     if fresh and is_first:

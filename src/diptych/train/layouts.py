@@ -5,14 +5,16 @@ straight line between them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from diptych.train.footprint import Footprint, Work
 from diptych.train.machines import CONTEXT, LAUNCH, SLACK, WORKSPACES, Machine
+from diptych.train.recipe import ParallelSettings
 
 # Share of a block's activations that tensor parallelism does not divide: 10 of 34 (Korthikanti et al. 2022, eq. 2).
 UNDIVIDED = 10 / 34
+HELD = ("weights", "optimizer", "averages", "gradients")  # what a process that shares a model has a part of
 EXCHANGES = 4  # sums over the devices in a block, two forward and two backward (Shoeybi et al. 2019, sec. 3)
 NEAR = 1.05  # a layout that takes so much longer than the fastest is as good, if it is simpler
 
@@ -148,6 +150,33 @@ def memory(layout: Layout, sketch: Sketch, batch: int) -> dict[str, int]:
         "allocator": round(SLACK * sum(passing.values())),
         "process": CONTEXT + WORKSPACES,
     }
+
+
+def divided(whole: Footprint, among: ParallelSettings) -> Footprint:
+    """What one of several processes has of a step whose part of the rows is that of `whole`.
+
+    Args:
+        among: filled; copies have all of the model each, and the footprint stays as it is.
+    """
+    ways = among.shard * among.tensor
+    if ways == 1:
+        return whole
+    share = UNDIVIDED + (1 - UNDIVIDED) / among.tensor
+    gathered = 2 * whole.block // among.tensor if among.shard > 1 else 0
+
+    def part(kinds: dict[str, int]) -> dict[str, int]:
+        counts = {kind: count / ways if kind in HELD else count for kind, count in kinds.items()}
+        counts |= {"activations": share * counts["activations"]} if "activations" in counts else {}
+        return {kind: round(count) for kind, count in counts.items()}
+
+    return replace(
+        whole,
+        kept=part(whole.kept),
+        step=part(whole.step) | {"gathered": gathered},
+        update=part(whole.update),
+        validation=part(whole.validation) | {"gathered": gathered},
+        block=whole.block // ways,
+    )
 
 
 def step_seconds(layout: Layout, sketch: Sketch, batch: int, machine: Machine) -> float:

@@ -5,11 +5,9 @@ is laid out by the numbers of its data sheet.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,18 @@ from diptych.core.kernels import of_another_machine
 from diptych.core.precision import choose
 from diptych.core.together import left_out
 from diptych.train.footprint import Footprint, footprint, is_small
-from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, memory, step_seconds
+from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, divided, memory, step_seconds
 from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, WORKSPACES, Machine, read_machines
-from diptych.train.outline import Outline, has_outline, is_short, outline_of
+from diptych.train.outline import Outline, is_short, outline_of
 from diptych.train.probe import Probe, Request, probe
 from diptych.train.ranks import blocks_of
-from diptych.train.recipe import Recipe, RunSettings
+from diptych.train.recipe import ONE_PROCESS, ParallelSettings, Recipe, RunSettings
 
 # Of a process on the CPU, beside what its tensors hold, as measured on x86 Linux with glibc: the parts of torch's
 # libraries that the first step brings into memory, and the share of what passes that the allocator leaves unused
 # between the pieces. It keeps all of it between steps (`allocator`), and nothing while something else is done.
 LIBRARIES = 75 * 2**20
+COMPILER = 75 * 2**20  # those of torch's compiler, which FSDP2 and divided matrices stand on
 FRAGMENTS = 0.27
 COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: row by row, and safetensors' bytes
 PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
@@ -130,13 +129,26 @@ def plan_here(
     threads: int | None = None,
     dtype: str | None = None,
     seconds: float = PROBE_SECONDS,
+    among: ParallelSettings = ONE_PROCESS,
+    room: int | None = None,
 ) -> Plan:
-    """On this machine, with the recipe's own settings; `seconds` 0 makes no steps, and so knows memory alone."""
+    """On this machine, with the recipe's own settings.
+
+    Args:
+        seconds: for steps that are timed; 0 makes none, and so knows memory alone.
+        among: the processes of the run, filled. Of several, each of which has a device or a share of one, only the
+            memory is known: `seconds` must be 0.
+        room: bytes that a process has; None is all that is free.
+    """
     device, compute = choose(None, dtype)
     outline, run = outline_of(recipe), recipe.run
-    room = available(device)
-    rows = run.batch // run.accumulate
-    once = partial(_footprint, recipe, outline, compute=compute, is_here=device.type == "cpu")
+    room = available(device) if room is None else room
+    rows = max(1, run.batch // run.accumulate // among.readers)
+
+    def once(rows: int, **how: Any) -> Footprint:
+        how |= {"compute": compute, "is_here": device.type == "cpu"}
+        return divided(_footprint(recipe, outline, rows, **how), among)
+
     whole = once(rows, parts=min(run.accumulate, 2), is_real=not seconds and is_small(outline, rows))
     held = _held_here(whole, whole, None, device)
     found: Probe | None = None
@@ -151,6 +163,7 @@ def plan_here(
     held["beside"] = outline.beside
     if device.type == "cpu":
         held["data"] = outline.data
+        held["libraries"] += COMPILER if among.shard * among.tensor > 1 else 0
     each = found.seconds / found.rows if found else 0.0
     update = found.update if found else 0.0
     threads = threads or torch.get_num_threads()
@@ -163,7 +176,7 @@ def plan_here(
     passing = room - total + sum(held[kind] for kind in held if kind not in ("weights", "optimizer", "averages"))
     passing -= sum(held.get(kind, 0) for kind in ("libraries", "process", "beside", "data"))
     name, watts = _this(device, threads)
-    layout = Layout(1, run.recompute, 1, run.accumulate, 1)
+    layout = Layout(among.processes, run.recompute, among.tensor, run.accumulate, among.shard)
     remarks = list(outline.remarks)
     if found and found.waited > BUSY:
         remarks.append(
@@ -174,7 +187,7 @@ def plan_here(
     return Plan(
         recipe=recipe.name,
         on=name,
-        devices=1,
+        devices=among.processes,
         is_measured=found is not None,
         parameters=whole.parameters,
         active=whole.active,
@@ -199,7 +212,7 @@ def plan_here(
         flops=whole.flops * run.accumulate + sum(work.flops for work in whole.optimizing),
         checkpoint=whole.checkpoint,
         disk=_disk(recipe, whole),
-        instead="" if total <= room else _instead(run, once, passing),
+        instead="" if total <= room else _instead(run, once, among.readers, passing),
         considered=1,
         remarks=tuple(remarks),
     )
@@ -294,42 +307,6 @@ def _remarks(best: Considered, machine: Machine, devices: int, batch: int) -> li
             "small or cannot be divided further"
         )
     return remarks
-
-
-def check_start(recipe: Recipe, folder: Path, *, dtype: str | None = None) -> None:
-    """Hold a recipe against this machine before anything starts; it takes up to a few seconds. A kind of training that
-    has no outline is not held back.
-
-    Raises:
-        ValueError: as `check_room`.
-    """
-    if has_outline(recipe):
-        check_room(plan_here(recipe, dtype=dtype, seconds=0), folder)
-
-
-def check_room(planned: Plan, folder: Path) -> None:
-    """Hold a plan of this machine against the memory and the disk that are free.
-
-    Args:
-        folder: of the run; it need not exist yet.
-
-    Raises:
-        ValueError: in one line, for the first of them that does not suffice.
-    """
-    if not planned.fits:
-        instead = f"; {planned.instead}" if planned.instead else "; a smaller run.batch needs less"
-        raise ValueError(
-            f"not enough memory: the run needs about {size(planned.total)}, and {size(planned.room)} are free{instead}"
-        )
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if planned.disk > free:
-        raise ValueError(
-            f"not enough room on the disk: '{folder}' needs about {size(planned.disk)} for its checkpoints "
-            f"({size(planned.checkpoint)} each), and {size(free)} are free; a smaller run.keep needs less"
-        )
 
 
 def available(device: torch.device) -> int:
@@ -464,15 +441,16 @@ def _this(device: torch.device, threads: int) -> tuple[str, float]:
     return f"this machine ({threads} CPU thread{'s' if threads > 1 else ''})", WATTS_A_THREAD * threads
 
 
-def _instead(run: RunSettings, once: Callable[..., Footprint], passing: float) -> str:
-    """The settings of one device with which no more than so many bytes pass, the quickest first."""
+def _instead(run: RunSettings, once: Callable[..., Footprint], readers: int, passing: float) -> str:
+    """The settings of a process with which no more than so many bytes pass, the quickest first."""
+    batch = max(1, run.batch // readers)
     for again in sorted({run.recompute, True}):
-        few, many = (once(rows, parts=2, recompute=again) for rows in (1, run.batch // run.accumulate))
+        few, many = (once(rows, parts=2, recompute=again) for rows in (1, max(1, batch // run.accumulate)))
         sketch = Sketch(few, many, 0, 0)
         saving = COPIES_TO_SAVE * max(many.kept[kind] for kind in ("weights", "optimizer", "averages"))
         looking = (1 + FRAGMENTS) * (sum(many.validation.values()) - many.staying)
-        for parts in (parts for parts in range(run.accumulate, run.batch + 1) if run.batch % parts == 0):
-            step = (1 + FRAGMENTS) * max(sketch.stepping(run.batch / parts), sum(many.update.values()) - many.staying)
+        for parts in (parts for parts in range(run.accumulate, batch + 1) if batch % parts == 0):
+            step = (1 + FRAGMENTS) * max(sketch.stepping(batch / parts), sum(many.update.values()) - many.staying)
             if max(step, looking, saving) <= passing:
                 return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
     return ""

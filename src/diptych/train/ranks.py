@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from diptych.core.weights import mesh_of
-from diptych.train.recipe import ParallelSettings
+from diptych.train.recipe import ONE_PROCESS, ParallelSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Ranks:
             ValueError: where the recipe's layout does not fill the processes.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        settings = settings.filled(world)
+        settings = settings.filled(world, device.type)
         if world == 1:
             return cls(settings)
         if not dist.is_initialized():
@@ -57,9 +57,19 @@ class Ranks:
         return self.mesh is None or dist.get_rank() == 0
 
     @property
+    def here(self) -> int:
+        """How many of the processes are on this machine."""
+        return 1 if self.mesh is None else int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this process looks for all that are on this machine."""
+        return self.mesh is None or int(os.environ.get("LOCAL_RANK", dist.get_rank())) == 0
+
+    @property
     def readers(self) -> int:
-        """How many parts the rows of a step are divided into: ranks of one tensor-parallel group read the same."""
-        return self.settings.replicate * self.settings.shard
+        """How many parts the rows of a step are divided into."""
+        return self.settings.readers
 
     @property
     def reader(self) -> int:
@@ -81,6 +91,12 @@ class Ranks:
             and self.mesh.device_type == "cpu"
             and self.settings.shard == self.settings.tensor == 1
         )
+
+    @property
+    def keeps_freed_memory(self) -> bool:
+        """Whether the C library may keep what a step frees. Not where weights are sharded on a CPU: FSDP2 takes pieces
+        of ever other sizes, and what stays free between them would come to more than the shards save."""
+        return self.mesh is None or self.mesh.device_type != "cpu" or self.settings.shard == 1
 
     @property
     def averaged(self) -> int:
@@ -180,7 +196,7 @@ def _gpu_of_this_process() -> int:
     return mine
 
 
-ALONE = Ranks(ParallelSettings(shard=1))
+ALONE = Ranks(ONE_PROCESS)
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

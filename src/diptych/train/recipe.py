@@ -155,30 +155,54 @@ class ParallelSettings:
     """[parallel]: how a model is laid over the processes that torchrun starts; their product is the number of them.
 
     Args:
-        replicate: whole copies of the model, each with other rows.
+        replicate: whole copies of the model, each with other rows; 0 is all processes that are left.
         shard: processes that share the weights of a copy and read other rows (FSDP2); 0 is all that are left.
         tensor: processes that divide each matrix of the transformer blocks and read the same rows.
     """
 
-    replicate: int = 1
+    replicate: int = 0
     shard: int = 0
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("replicate", 1), ("shard", 0), ("tensor", 1)):
+        for name, least in (("replicate", 0), ("shard", 0), ("tensor", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"parallel.{name} must be at least {least}, not {getattr(self, name)}")
 
-    def filled(self, processes: int) -> "ParallelSettings":
-        """The same with `shard` worked out. Raises: ValueError where the layout does not fill the processes."""
-        shard = self.shard or max(1, processes // (self.replicate * self.tensor))
-        if self.replicate * shard * self.tensor != processes:
+    def filled(self, processes: int, on: str) -> "ParallelSettings":
+        """The same with `replicate` and `shard` worked out. Where neither is set, processes on CPUs have a copy each,
+        as long as nothing divides their matrices, and processes on GPUs share one: what either is quicker at.
+
+        Args:
+            on: torch's type of device.
+
+        Raises:
+            ValueError: where the layout does not fill the processes.
+        """
+        replicate, shard = self.replicate, self.shard
+        if not replicate and not shard:
+            replicate, shard = (0, 1) if on == "cpu" and self.tensor == 1 else (1, 0)
+        left = max(1, processes // ((replicate or shard) * self.tensor))
+        full = ParallelSettings(replicate or left, shard or left, self.tensor)
+        if full.processes != processes:
             raise ValueError(
-                f"[parallel] replicate {self.replicate} x shard {shard} x tensor {self.tensor} is "
-                f"{self.replicate * shard * self.tensor} processes, and there {'is' if processes == 1 else 'are'} "
+                f"[parallel] replicate {full.replicate} x shard {full.shard} x tensor {full.tensor} is "
+                f"{full.processes} processes, and there {'is' if processes == 1 else 'are'} "
                 f"{processes}; start the run with torchrun --nproc-per-node, or change [parallel]"
             )
-        return ParallelSettings(self.replicate, shard, self.tensor)
+        return full
+
+    @property
+    def readers(self) -> int:
+        """How many parts the rows of a step are divided into: ranks of one tensor-parallel group read the same."""
+        return self.replicate * self.shard
+
+    @property
+    def processes(self) -> int:
+        return self.readers * self.tensor
+
+
+ONE_PROCESS = ParallelSettings(1, 1, 1)
 
 
 @dataclass(frozen=True)
