@@ -19,7 +19,7 @@ def test_unknown_is_one_line_with_the_guess_and_all_that_is_known():
     message = str(unknown("sampler", "dpm++2m", iter(SAMPLERS)))
     known = "ddpm, ddim, euler, euler-ancestral, heun, dpm++-2m"
     assert message == f"unknown sampler 'dpm++2m'; did you mean 'dpm++-2m'? Known: {known}"
-    assert str(unknown("sampler", "xyz", SAMPLERS)) == f"unknown sampler 'xyz'; Known: {known}"
+    assert str(unknown("sampler", "xyz", SAMPLERS)) == f"unknown sampler 'xyz'; known: {known}"
 
 
 def test_unknown_with_nothing_known_still_reads():

@@ -38,7 +38,7 @@ def test_a_named_path_is_made_once(tiny: ImageModel) -> None:
     [
         ({"unet": {"channels": 4, "widths": [33]}}, "U-Net widths must be multiples of 32"),
         ({"unet": {"chanels": 4}}, "unknown U-Net setting 'chanels'; did you mean 'channels'"),
-        ({"prediction": "epsilon"}, "unknown prediction 'epsilon'; Known: noise, image, v, velocity, edm"),
+        ({"prediction": "epsilon"}, "unknown prediction 'epsilon'; known: noise, image, v, velocity, edm"),
         ({"path": "rectified-flow"}, "begins with pure noise, where predicting the noise says nothing"),
         ({"path": "straight"}, "unknown path 'straight'"),
         ({"colour": 1}, "unknown setting in config.json 'colour'"),

@@ -183,7 +183,7 @@ def test_predicting_noise_is_refused_where_a_path_begins_with_nothing_else(path:
 @pytest.mark.parametrize(
     ("read", "name", "message"),
     [
-        (prediction_named, "epsilon", "unknown prediction 'epsilon'; Known: noise, image, v, velocity, edm"),
+        (prediction_named, "epsilon", "unknown prediction 'epsilon'; known: noise, image, v, velocity, edm"),
         (prediction_named, "edm:sigma_data=0", "sigma_data of prediction 'edm' must be above 0"),
         (weighting_named, "min-snr:gamma=-1", "gamma of weighting 'min-snr' must be above 0, not -1"),
         (weighting_named, "snr", "unknown weighting 'snr'"),

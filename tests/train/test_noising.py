@@ -64,7 +64,7 @@ def test_times_are_drawn_as_the_recipe_says(recipe: Read) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["model.prediction=epsilon"], "model.prediction 'epsilon': unknown prediction 'epsilon'; Known: noise, image"),
+        (["model.prediction=epsilon"], "model.prediction 'epsilon': unknown prediction 'epsilon'; known: noise, image"),
         (["model.weighting=snr"], "model.weighting 'snr': unknown weighting 'snr'"),
         (["model.times=logit-normal:std=2"], "unknown setting of distribution of times 'logit-normal' 'std'"),
         (["model.path=rectified-flow"], "begins with pure noise, where predicting the noise says nothing"),

@@ -14,5 +14,5 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> ValueError:
     """The error for an unknown word of a kind ("sampler", "model", "key"), with the nearest right one."""
     known = list(known)
     guess = nearest(word, known)
-    hint = f"; did you mean '{guess}'?" if guess else ";"
-    return ValueError(f"unknown {kind} '{word}'{hint} Known: {', '.join(known)}")
+    hint = f"; did you mean '{guess}'? Known" if guess else "; known"
+    return ValueError(f"unknown {kind} '{word}'{hint}: {', '.join(known)}")
