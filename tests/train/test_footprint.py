@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.train.footprint import Footprint, footprint, is_small
-from diptych.train.outline import Chore, Outline
+from diptych.train.outline import Chore, Outline, channels_last
 from diptych.train.recipe import OptimizerSettings
 
 WIDTH, DEPTH, ROWS = 64, 3, 16
@@ -60,6 +60,22 @@ def test_what_stays_is_the_textbook_sum() -> None:
     }
     assert found.block == 4 * WIDTH * WIDTH
     assert take(rows=ROWS).kept["averages"] == 0
+
+
+def test_saving_takes_the_finished_model_and_what_a_file_has_in_another_order() -> None:
+    """In bfloat16, beside the weights that wait where their averages are saved; kernels that lie channels last are
+    copied, and so are their moments."""
+    assert take(rows=ROWS).saving == 2 * PARAMETERS
+    assert take(rows=ROWS, average=0.9).saving == 6 * PARAMETERS
+
+    kernels = replace(
+        OUTLINE,
+        make=lambda: channels_last(nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, bias=False))),
+        batch=lambda rows: Rows(torch.randn(rows, WIDTH, 4, 4)),
+        validation=Chore(lambda model: model(torch.randn(ROWS, WIDTH, 4, 4))),
+    )
+    found = footprint(kernels, ROWS, OptimizerSettings(), torch.float32)
+    assert found.saving == found.kept["optimizer"]
 
 
 def test_muon_keeps_one_number_a_parameter() -> None:

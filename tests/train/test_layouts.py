@@ -28,6 +28,7 @@ def of_rows(rows: int) -> Footprint:
         validating=0.0,
         block=GIB // 8,
         checkpoint=16 * GIB,
+        saving=2 * GIB,
     )
 
 

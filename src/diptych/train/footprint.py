@@ -49,7 +49,10 @@ class Footprint:
     optimizing: the operations of the update.
     validating: floating-point operations of a validation.
     block: bytes of the weights of the largest block.
-    checkpoint: bytes of a checkpoint, and of the finished model at its own precision.
+    checkpoint: bytes of a checkpoint.
+    saving: bytes that pass while one process saves the run: safetensors takes numbers where they are, unless they lie
+        in another order than in a file; the finished model, in bfloat16, is a copy, and the weights wait beside their
+        averages meanwhile.
     """
 
     rows: int
@@ -65,6 +68,7 @@ class Footprint:
     validating: float
     block: int
     checkpoint: int
+    saving: int
 
     @property
     def peak(self) -> dict[str, int]:
@@ -212,9 +216,13 @@ def footprint(
             outline.validation.piece(model.eval())
         validating, validation = sum(work.flops for work in ledger.work), ledger.peak
         blocks = [block for network in outline.networks(model) for block in blocks_of(network)] or [model]
+        staying = [kept[kind] for kind in ("weights", "optimizer", "averages")]
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        turned = sum(p.numel() for p in model.parameters() if not p.is_contiguous()) / numbers
+        finished = round(2 * numbers * (1 + turned)) + (kept["weights"] if average else 0)
         result = Footprint(
             rows=rows,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            parameters=numbers,
             active=active_parameters(model),
             kept=kept,
             step=_positive(step),
@@ -225,7 +233,8 @@ def footprint(
             optimizing=optimizing,
             validating=validating * outline.validation.pieces,
             block=max(sum(_bytes(parameter) for parameter in block.parameters()) for block in blocks),
-            checkpoint=kept["weights"] + kept["optimizer"] + kept["averages"],
+            checkpoint=sum(staying),
+            saving=max(round(turned * max(staying)), finished),
         )
         del model, optimizers, copies
     return result

@@ -16,6 +16,7 @@ from diptych.train.recipe import ParallelSettings
 UNDIVIDED = 10 / 34
 HELD = ("weights", "optimizer", "averages", "gradients")  # what a process that shares a model has a part of
 EXCHANGES = 4  # sums over the devices in a block, two forward and two backward (Shoeybi et al. 2019, sec. 3)
+COPIES_TO_SAVE = 2  # of what a process writes of a part of a checkpoint: row by row, and safetensors' bytes (DCP)
 NEAR = 1.05  # a layout that takes so much longer than the fastest is as good, if it is simpler
 
 
@@ -156,11 +157,11 @@ def divided(whole: Footprint, among: ParallelSettings) -> Footprint:
     """What one of several processes has of a step whose part of the rows is that of `whole`.
 
     Args:
-        among: filled; copies have all of the model each, and the footprint stays as it is.
+        among: filled; copies have all of the model each, of which each writes a part.
     """
-    ways = among.shard * among.tensor
-    if ways == 1:
+    if among.processes == 1:
         return whole
+    ways = among.shard * among.tensor
     share = UNDIVIDED + (1 - UNDIVIDED) / among.tensor
     gathered = 2 * whole.block // among.tensor if among.shard > 1 else 0
 
@@ -169,6 +170,7 @@ def divided(whole: Footprint, among: ParallelSettings) -> Footprint:
         counts |= {"activations": share * counts["activations"]} if "activations" in counts else {}
         return {kind: round(count) for kind, count in counts.items()}
 
+    largest = max(whole.kept[kind] for kind in HELD[:3]) // among.processes
     return replace(
         whole,
         kept=part(whole.kept),
@@ -176,6 +178,7 @@ def divided(whole: Footprint, among: ParallelSettings) -> Footprint:
         update=part(whole.update),
         validation=part(whole.validation) | {"gathered": gathered},
         block=whole.block // ways,
+        saving=max(COPIES_TO_SAVE * largest, whole.saving),
     )
 
 

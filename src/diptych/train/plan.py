@@ -30,7 +30,6 @@ from diptych.train.recipe import ONE_PROCESS, ParallelSettings, Recipe, RunSetti
 LIBRARIES = 75 * 2**20
 COMPILER = 75 * 2**20  # those of torch's compiler, which FSDP2 and divided matrices stand on
 FRAGMENTS = 0.27
-COPIES_TO_SAVE = 2  # of the part of a checkpoint that is being written: row by row, and safetensors' bytes
 PROCESS = 322 * 2**20  # Python, torch and the house itself; measured where there is time to
 WATTS_A_THREAD = 6.0  # of a CPU: 350 W for 60 cores (Intel Xeon Platinum 8490H, its product page)
 PROBE_SECONDS = 8.0
@@ -409,7 +408,7 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
     moments = (
         max(whole.step, whole.update, key=lambda kinds: sum(kinds.values())) | {"allocator": lost},
         staying | {"validation": looking},
-        staying | {"saving": COPIES_TO_SAVE * max(staying.values())},
+        staying | {"saving": whole.saving},
     )
     worst = max(moments, key=lambda kinds: sum(kinds.values()))
     return worst | {"libraries": libraries, "process": process}
@@ -447,11 +446,10 @@ def _instead(run: RunSettings, once: Callable[..., Footprint], readers: int, pas
     for again in sorted({run.recompute, True}):
         few, many = (once(rows, parts=2, recompute=again) for rows in (1, max(1, batch // run.accumulate)))
         sketch = Sketch(few, many, 0, 0)
-        saving = COPIES_TO_SAVE * max(many.kept[kind] for kind in ("weights", "optimizer", "averages"))
         looking = (1 + FRAGMENTS) * (sum(many.validation.values()) - many.staying)
         for parts in (parts for parts in range(run.accumulate, batch + 1) if batch % parts == 0):
             step = (1 + FRAGMENTS) * max(sketch.stepping(batch / parts), sum(many.update.values()) - many.staying)
-            if max(step, looking, saving) <= passing:
+            if max(step, looking, many.saving) <= passing:
                 return f"run.accumulate={parts} run.recompute={str(again).lower()} fits"
     return ""
 
