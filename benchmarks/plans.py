@@ -36,7 +36,8 @@ INSTEAD = {  # of the models that other runs make
     "quill": ("run.init_from=quill",),
     "passkey-long": ("run.init_from=passkey/model",),  # in the folder of all runs
 }
-ALL = [*sorted(RECIPES.glob("*.toml")), HERE / "recipes" / "adapter.toml"]  # passkey comes before passkey-long
+PASSKEY_FIRST = sorted(RECIPES.glob("*.toml"), key=lambda path: path.stem)  # passkey-long goes on from it
+ALL = [*PASSKEY_FIRST, HERE / "recipes" / "adapter.toml"]
 # The data of a recipe, made where they are not in the cache.
 MADE = (
     "import sys; from pathlib import Path; from diptych.train.recipe import read_recipe\n"
