@@ -23,6 +23,14 @@ def test_too_little_memory_is_one_line_with_a_way_out(planned: Plan, tmp_path: P
     assert "\n" not in str(said.value)
 
 
+def test_a_smaller_batch_is_no_way_out_where_the_model_alone_is_too_large(planned: Plan, tmp_path: Path) -> None:
+    staying = sum(planned.memory[kind] for kind in ("weights", "optimizer", "averages"))
+    with pytest.raises(ValueError, match=r"; a smaller run\.batch needs less$"):
+        check_room(replace(planned, room=staying + 2**20, fits=False, instead=""), tmp_path)
+    with pytest.raises(ValueError, match=r"; a smaller model, whose numbers alone are .* MiB, needs less$"):
+        check_room(replace(planned, room=staying - 2**20, fits=False, instead=""), tmp_path)
+
+
 def test_too_little_disk_is_one_line(planned: Plan, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"not enough room on the disk: .* free; a smaller run\.keep needs less"

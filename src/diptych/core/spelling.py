@@ -10,9 +10,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def unknown(kind: str, word: str, known: Iterable[str]) -> ValueError:
-    """The error for an unknown word of a kind ("sampler", "model", "key"), with the nearest right one."""
+def unknown(kind: str, word: str, known: Iterable[str], *, guess: str | None = None) -> ValueError:
+    """The error for an unknown word of a kind ("sampler", "model", "key"), with the nearest right one, or with `guess`
+    of somebody who knows better."""
     known = list(known)
-    guess = nearest(word, known)
+    guess = guess or nearest(word, known)
     hint = f"; did you mean '{guess}'? Known" if guess else "; known"
     return ValueError(f"unknown {kind} '{word}'{hint}: {', '.join(known)}")

@@ -8,7 +8,7 @@ they are not in the table; `--on this` measures them.
 import re
 from dataclasses import dataclass
 
-from diptych.core.spelling import nearest
+from diptych.core.spelling import nearest, unknown
 
 GIB, MIB, TERA, GIGA = 2**30, 2**20, 1e12, 1e9
 
@@ -104,9 +104,8 @@ def read_machines(words: str) -> tuple[int, Machine]:
     name = found[3] if found else words
     plain = {_plain(known): known for known in MACHINES} | {"a100": "A100-80"}
     if _plain(name) not in plain:
-        guess = nearest(name.upper(), MACHINES)
-        hint = f"did you mean '{guess}'? " if guess else ""
-        raise ValueError(f"unknown machine '{name}'; {hint}Known: this, {', '.join(MACHINES)}, as in '8 x H100'")
+        said = unknown("machine", name, ["this", *MACHINES], guess=nearest(name.upper(), MACHINES))
+        raise ValueError(f"{said}, as in '8 x H100'")
     if devices < 1:
         raise ValueError(f"'{words}' must be at least one device")
     return devices, MACHINES[plain[_plain(name)]]

@@ -55,10 +55,12 @@ def check_room(planned: Plan, folder: Path) -> None:
         ValueError: in one line, for the first of them that does not suffice.
     """
     if not planned.fits:
-        instead = f"; {planned.instead}" if planned.instead else "; a smaller run.batch needs less"
+        staying = sum(planned.memory.get(kind, 0) for kind in ("weights", "optimizer", "averages"))
+        smaller = "run.batch" if staying < planned.room else f"model, whose numbers alone are {size(staying)},"
+        instead = planned.instead or f"a smaller {smaller} needs less"
         who, free = ("the run needs", "are free") if planned.devices == 1 else ("each process needs", "are free for it")
         raise ValueError(
-            f"not enough memory: {who} about {size(planned.total)}, and {size(planned.room)} {free}{instead}"
+            f"not enough memory: {who} about {size(planned.total)}, and {size(planned.room)} {free}; {instead}"
         )
     place = folder
     while not place.exists() and place != place.parent:
