@@ -27,8 +27,9 @@ from diptych.train.ranks import ALONE, blocks_of
 from diptych.train.recipe import OptimizerSettings
 from diptych.train.step import prepare
 
-# What a byte is kept for, in the order in which a step makes it.
-KINDS = ("weights", "optimizer", "averages", "batch", "activations", "gradients", "update", "validation")
+# What a byte is kept for, in the order in which a step makes it; the first stay from step to step.
+STAYING = ("weights", "optimizer", "averages")
+KINDS = (*STAYING, "batch", "activations", "gradients", "update", "validation")
 
 
 class Work(NamedTuple):
@@ -87,7 +88,7 @@ class Footprint:
 
     @property
     def staying(self) -> int:
-        return sum(self.kept[kind] for kind in ("weights", "optimizer", "averages"))
+        return sum(self.kept[kind] for kind in STAYING)
 
     @property
     def flops(self) -> float:
@@ -186,7 +187,7 @@ def footprint(
             {name: value.clone() for name, value in model.state_dict().items()}
             for _ in range(bool(average) + len(LENGTHS) * snapshots)
         ]
-        kept = {kind: ledger.live[kind] for kind in ("weights", "optimizer", "averages")}
+        kept = {kind: ledger.live[kind] for kind in STAYING}
         prepare(outline.networks(model), recompute=recompute, compile=False, blocks=blocks_of)
         model.train()
         ledger.begin("batch")
@@ -216,7 +217,7 @@ def footprint(
             outline.validation.piece(model.eval())
         validating, validation = sum(work.flops for work in ledger.work), ledger.peak
         blocks = [block for network in outline.networks(model) for block in blocks_of(network)] or [model]
-        staying = [kept[kind] for kind in ("weights", "optimizer", "averages")]
+        staying = [kept[kind] for kind in STAYING]
         numbers = sum(parameter.numel() for parameter in model.parameters())
         turned = sum(p.numel() for p in model.parameters() if not p.is_contiguous()) / numbers
         finished = round(2 * numbers * (1 + turned)) + (kept["weights"] if average else 0)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from diptych.train.footprint import Footprint, Work
+from diptych.train.footprint import STAYING, Footprint, Work
 from diptych.train.machines import CONTEXT, LAUNCH, SLACK, WORKSPACES, Machine
 from diptych.train.recipe import ParallelSettings
 
 # Share of a block's activations that tensor parallelism does not divide: 10 of 34 (Korthikanti et al. 2022, eq. 2).
 UNDIVIDED = 10 / 34
-HELD = ("weights", "optimizer", "averages", "gradients")  # what a process that shares a model has a part of
+HELD = (*STAYING, "gradients")  # what a process that shares a model has a part of
 EXCHANGES = 4  # sums over the devices in a block, two forward and two backward (Shoeybi et al. 2019, sec. 3)
 COPIES_TO_SAVE = 2  # of what a process writes of a part of a checkpoint: row by row, and safetensors' bytes (DCP)
 NEAR = 1.05  # a layout that takes so much longer than the fastest is as good, if it is simpler
@@ -145,7 +145,7 @@ def memory(layout: Layout, sketch: Sketch, batch: int) -> dict[str, int]:
     update = {"gradients": gradients, "update": float(sketch.updating)}
     passing = max(step, update, key=lambda kinds: sum(kinds.values()))
     return {
-        **{kind: round(kept[kind] / divided) for kind in ("weights", "optimizer", "averages")},
+        **{kind: round(kept[kind] / divided) for kind in STAYING},
         **{kind: round(count) for kind, count in passing.items()},
         "beside": sketch.beside,
         "allocator": round(SLACK * sum(passing.values())),
@@ -170,7 +170,7 @@ def divided(whole: Footprint, among: ParallelSettings) -> Footprint:
         counts |= {"activations": share * counts["activations"]} if "activations" in counts else {}
         return {kind: round(count) for kind, count in counts.items()}
 
-    largest = max(whole.kept[kind] for kind in HELD[:3]) // among.processes
+    largest = max(whole.kept[kind] for kind in STAYING) // among.processes
     return replace(
         whole,
         kept=part(whole.kept),

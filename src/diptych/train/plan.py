@@ -16,7 +16,7 @@ import torch
 from diptych.core.kernels import of_another_machine
 from diptych.core.precision import choose
 from diptych.core.together import left_out
-from diptych.train.footprint import Footprint, footprint, is_small
+from diptych.train.footprint import STAYING, Footprint, footprint, is_small
 from diptych.train.layouts import Considered, Layout, Sketch, candidates, cheapest, divided, memory, step_seconds
 from diptych.train.machines import CONTEXT, MACHINES, SLACK, THIS, USABLE, WORKSPACES, Machine, read_machines
 from diptych.train.outline import Outline, is_short, outline_of
@@ -138,7 +138,12 @@ def plan_here(
         among: the processes of the run, filled. Of several, each of which has a device or a share of one, only the
             memory is known: `seconds` must be 0.
         room: bytes that a process has; None is all that is free.
+
+    Raises:
+        ValueError: as `plan`.
     """
+    if seconds and among.processes > 1:
+        raise ValueError("steps are made by one process alone: of several, seconds must be 0")
     device, compute = choose(None, dtype)
     outline, run = outline_of(recipe), recipe.run
     room = available(device) if room is None else room
@@ -172,7 +177,7 @@ def plan_here(
         validating = whole.validating / whole.flops * rows * each
     total = sum(held.values())
     # What there is room for, beside what stays:
-    passing = room - total + sum(held[kind] for kind in held if kind not in ("weights", "optimizer", "averages"))
+    passing = room - total + sum(held[kind] for kind in held if kind not in STAYING)
     passing -= sum(held.get(kind, 0) for kind in ("libraries", "process", "beside", "data"))
     name, watts = _this(device, threads)
     layout = Layout(among.processes, run.recompute, among.tensor, run.accumulate, among.shard)
@@ -404,7 +409,7 @@ def _held_here(whole: Footprint, tried: Footprint, found: Probe | None, device: 
         lost += round(found.growth * whole.stepping / tried.stepping)
         if found.validating:
             looking = max(0, found.looked - process - libraries - whole.staying)
-    staying = {kind: whole.kept[kind] for kind in ("weights", "optimizer", "averages")}
+    staying = {kind: whole.kept[kind] for kind in STAYING}
     moments = (
         max(whole.step, whole.update, key=lambda kinds: sum(kinds.values())) | {"allocator": lost},
         staying | {"validation": looking},

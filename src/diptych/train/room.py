@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from diptych.core.precision import choose
+from diptych.train.footprint import STAYING
 from diptych.train.meter import resident_bytes
 from diptych.train.outline import has_outline
 from diptych.train.plan import Plan, available, plan_here, size
@@ -55,7 +56,7 @@ def check_room(planned: Plan, folder: Path) -> None:
         ValueError: in one line, for the first of them that does not suffice.
     """
     if not planned.fits:
-        staying = sum(planned.memory.get(kind, 0) for kind in ("weights", "optimizer", "averages"))
+        staying = sum(planned.memory.get(kind, 0) for kind in STAYING)
         smaller = "run.batch" if staying < planned.room else f"model, whose numbers alone are {size(staying)},"
         instead = planned.instead or f"a smaller {smaller} needs less"
         who, free = ("the run needs", "are free") if planned.devices == 1 else ("each process needs", "are free for it")
